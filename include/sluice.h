@@ -1,0 +1,361 @@
+/* sluice.h - the public interface of libsluice, an LLM inference and serving engine.
+ *
+ * Create an engine on a model folder, submit requests, read their outputs:
+ *
+ *     struct sl_config cfg;
+ *     sl_config_init(&cfg);
+ *     cfg.model = "models/pebble";
+ *     sl_engine_create(&engine, &cfg, &err);
+ *     sl_submit(engine, &input, &params, NULL, NULL, &req, &err);
+ *     while (sl_request_wait(req, -1) == SL_OK && (out = sl_request_next(req)))
+ *         fwrite(out->text, 1, out->text_bytes, stdout);
+ *     sl_request_release(&req);
+ *
+ * Conventions: 0 (SL_OK) is success, every failing call fills `err` (NULL allowed) with one
+ * sentence. Strings are UTF-8 and borrowed for the call unless said otherwise. Token ids are
+ * int32_t. Threads: an engine may be used from any number of threads; one request from one thread
+ * at a time.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef SLUICE_H
+#define SLUICE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define SL_API __attribute__((visibility("default")))
+#define SL_MUST_CHECK __attribute__((warn_unused_result))
+#else
+#define SL_API
+#define SL_MUST_CHECK
+#endif
+
+/* ---- status ------------------------------------------------------------------------------- */
+
+enum sl_status {
+    SL_OK = 0,
+    SL_EAGAIN = -1,    /* flow control: a queue is full, nothing is ready; writes no message */
+    SL_EINVAL = -2,    /* the caller's argument or request is wrong (HTTP 400) */
+    SL_EFORMAT = -3,   /* a file's content is wrong */
+    SL_ENOMEM = -4,    /* host or device memory, or KV cache, does not suffice */
+    SL_EDEVICE = -5,   /* the device failed; the engine is dead from here on (HTTP 503) */
+    SL_ENOTFOUND = -6, /* no such file, model or name (HTTP 404) */
+    SL_EIO = -7,       /* reading, writing or the network failed */
+    SL_ESHUTDOWN = -8, /* the engine is draining or stopped (HTTP 503) */
+    SL_ENOSUPPORT = -9 /* known but not there yet, refused by name (HTTP 501) */
+};
+
+struct sl_err {
+    enum sl_status code;
+    const char *file; /* static string: where it was raised */
+    int line;
+    char param[64]; /* the request field or flag at fault; "" when none applies */
+    char msg[1024]; /* one sentence */
+};
+
+SL_API const char *sl_version(void); /* "0.1.0" */
+
+/* ---- engine configuration: the flags of `sluice serve`, same names, same defaults ----------- */
+
+struct sl_engine;
+
+#define SL_NONE INT32_MIN /* "absent" in an integer field for which 0 and -1 mean something */
+
+enum sl_device { SL_DEVICE_AUTO, SL_DEVICE_REF, SL_DEVICE_CPU, SL_DEVICE_CUDA, SL_DEVICE_SIM };
+enum sl_policy { SL_POLICY_MIXED, SL_POLICY_PREFILL_FIRST, SL_POLICY_STATIC, SL_POLICY_REQUEST };
+enum sl_order { SL_ORDER_FCFS, SL_ORDER_PRIORITY };
+enum sl_dtype { SL_DTYPE_AUTO, SL_DTYPE_F32, SL_DTYPE_F16, SL_DTYPE_BF16 };
+enum sl_load_format { SL_LOAD_AUTO, SL_LOAD_DUMMY };
+enum sl_logprobs_mode {
+    SL_RAW_LOGPROBS,
+    SL_PROCESSED_LOGPROBS,
+    SL_RAW_LOGITS,
+    SL_PROCESSED_LOGITS
+};
+
+struct sl_config {
+    const char *model;               /* folder in Hugging Face layout */
+    const char *tokenizer;           /* NULL: the model's folder */
+    const char *const *served_names; /* NULL: one name, `model` as given */
+    int n_served_names;
+    const char *chat_template;     /* file name or template text; NULL: the model's own */
+    const char *generation_config; /* "auto" (the model's file), "vllm" (none) or a folder */
+    const char *override_generation_config; /* JSON object or NULL */
+    const char *hf_overrides;               /* JSON object merged over config.json, or NULL */
+    enum sl_device device;
+    enum sl_dtype dtype;
+    enum sl_load_format load_format;
+    const char *quantization;     /* NULL, "int8", "int4", "fp8" */
+    const char *kv_cache_dtype;   /* "auto", "bfloat16", "int8", ... */
+    int64_t seed;                 /* of the engine's generator: dummy weights, unseeded requests */
+    int max_model_len;            /* 0: from config.json; -1: as much as fits */
+    int max_num_seqs;             /* 0: default of the device */
+    int max_num_batched_tokens;   /* 0: default of the device */
+    int block_size;               /* tokens a KV block, 16 */
+    int64_t kv_cache_bytes;       /* 0: computed */
+    int num_blocks_override;      /* 0: computed from bytes */
+    float gpu_memory_utilization; /* 0.92 */
+    bool enable_prefix_caching;   /* true */
+    bool enable_chunked_prefill;  /* true; false means SL_POLICY_PREFILL_FIRST */
+    enum sl_policy policy;
+    enum sl_order order;
+    int max_num_partial_prefills;     /* 1 */
+    int max_long_partial_prefills;    /* 1 */
+    int long_prefill_token_threshold; /* 0: off */
+    int stream_interval;              /* tokens an event, 1 */
+    int max_logprobs;                 /* 20; -1: no limit */
+    enum sl_logprobs_mode logprobs_mode;
+    int max_queued_reqs; /* 16384: beyond it sl_submit gives SL_EAGAIN */
+    int threads;         /* compute threads; 0: cores that the quota grants */
+    bool skip_tokenizer_init;
+    bool enforce_eager;
+    bool log_requests, log_outputs; /* --enable-log-requests, --enable-log-outputs */
+    bool disable_log_stats;
+    int max_log_len;        /* -1: no limit */
+    const char *sim_device; /* sim: "h200" (default) or "cpu" */
+};
+
+SL_API void sl_config_init(struct sl_config *cfg); /* fills the defaults above */
+
+/* ---- sampling parameters: vLLM's SamplingParams --------------------------------------------- */
+
+struct sl_logit_bias {
+    int32_t token;
+    float bias;
+};
+
+struct sl_sampling_params {
+    int n;
+    float presence_penalty, frequency_penalty, repetition_penalty;
+    float temperature, top_p, min_p;
+    int top_k;
+    bool has_seed;
+    int64_t seed;
+    const char *const *stop; /* n_stop strings */
+    int n_stop;
+    const int32_t *stop_token_ids;
+    int n_stop_token_ids;
+    bool include_stop_str_in_output, ignore_eos;
+    int max_tokens; /* SL_NONE: what the context leaves */
+    int min_tokens;
+    int logprobs;        /* SL_NONE: off; -1: whole vocabulary; k >= 0: chosen and top k */
+    int prompt_logprobs; /* likewise */
+    const int32_t *logprob_token_ids;
+    int n_logprob_token_ids;
+    const struct sl_logit_bias *logit_bias;
+    int n_logit_bias;
+    const int32_t *allowed_token_ids;
+    int n_allowed_token_ids; /* -1: absent (0 is an error of its own) */
+    const char *const *bad_words;
+    int n_bad_words;
+    bool detokenize, skip_special_tokens, spaces_between_special_tokens;
+    int stream_interval;        /* 0: the engine's */
+    int truncate_prompt_tokens; /* SL_NONE: off; -1: as much as fits; k: keep k */
+    bool truncate_right;        /* keep the first tokens instead of the last */
+    int repetition_max_pattern, repetition_min_pattern, repetition_min_count; /* 0: off */
+};
+
+SL_API void sl_sampling_params_init(struct sl_sampling_params *p); /* vLLM's defaults */
+/* The same, then the model's generation_config.json as --generation-config says. */
+SL_API void sl_engine_default_params(struct sl_engine *e, struct sl_sampling_params *p);
+/* The rules and texts of vLLM's SamplingParams; err->param names the field. */
+SL_API SL_MUST_CHECK enum sl_status sl_sampling_params_check(const struct sl_engine *e,
+                                                             struct sl_sampling_params *p,
+                                                             struct sl_err *err);
+
+/* ---- engine ------------------------------------------------------------------------------- */
+
+struct sl_engine;
+
+/* Loads the model and starts the engine thread. On success *out belongs to the caller. */
+SL_API SL_MUST_CHECK enum sl_status
+sl_engine_create(struct sl_engine **out, const struct sl_config *cfg, struct sl_err *err);
+/* Aborts what still runs, joins the thread, frees all. *e may be NULL; leaves it NULL.
+ * Every request must have been released. */
+SL_API void sl_engine_destroy(struct sl_engine **e);
+/* New requests get SL_ESHUTDOWN from now on; returns when the running ones have ended or
+ * timeout_ms have passed (then the rest is aborted). */
+SL_API void sl_engine_drain(struct sl_engine *e, int timeout_ms);
+
+struct sl_engine_info {
+    const char *model, *architecture;
+    const char *const *served_names;
+    int n_served_names;
+    int max_model_len, vocab_size, block_size, n_kv_blocks;
+    int max_num_seqs, max_num_batched_tokens, max_logprobs;
+    bool has_tokenizer, has_chat_template;
+    bool dead; /* the device failed */
+};
+SL_API void sl_engine_info(const struct sl_engine *e, struct sl_engine_info *out);
+
+/* ---- requests ------------------------------------------------------------------------------- */
+
+struct sl_request;
+
+struct sl_input {
+    const char *id;        /* copied; NULL: one is made */
+    const int32_t *tokens; /* copied */
+    int n_tokens;
+    int priority;           /* lower first, with SL_ORDER_PRIORITY */
+    const char *cache_salt; /* NULL, or keeps this prompt's KV from others' prefix hits */
+    int64_t arrival_ns;     /* CLOCK_MONOTONIC when the request arrived; 0: now */
+};
+
+enum sl_finish { SL_RUNNING = 0, SL_STOP, SL_LENGTH, SL_ABORT, SL_ERROR, SL_REPETITION };
+enum sl_stop_kind { SL_STOP_NONE = 0 /* EOS, or not stopped */, SL_STOP_TOKEN, SL_STOP_STRING };
+
+struct sl_logprob {
+    int32_t token;
+    int32_t rank; /* 1: the most probable */
+    float logprob;
+};
+/* The chosen (or prompt's) token first, then the top k in order, then logprob_token_ids. */
+struct sl_token_logprobs {
+    const struct sl_logprob *entry;
+    int n; /* 0 for the first prompt token */
+};
+
+/* What one choice has gained since the last output. Pointers live until the next call on the
+ * request. Text never ends inside a UTF-8 character, nor inside what may become a stop string. */
+struct sl_output {
+    int index;        /* choice, 0 .. n-1 */
+    const char *text; /* NUL-terminated too */
+    size_t text_bytes;
+    const int32_t *tokens;
+    int n_tokens;
+    const struct sl_token_logprobs *logprobs; /* [n_tokens], NULL when not asked for */
+    const size_t
+        *token_text_end; /* [n_tokens]: bytes of the choice's whole text after each token */
+    enum sl_finish finish;
+    enum sl_stop_kind stop_kind;
+    int32_t stop_token;
+    const char *stop_string;
+    const struct sl_err *error; /* with SL_ERROR */
+};
+
+/* Called on the engine thread when an output may be ready. It must not block, nor call into
+ * the library: write an eventfd, signal a condition. */
+typedef void (*sl_wake_fn)(void *ctx);
+
+/* Checks the parameters, copies what it needs and queues the request. The caller owns *out.
+ * SL_EAGAIN: the queue is full, try later (HTTP 429). */
+SL_API SL_MUST_CHECK enum sl_status sl_submit(struct sl_engine *e, const struct sl_input *in,
+                                              const struct sl_sampling_params *params,
+                                              sl_wake_fn wake, void *ctx, struct sl_request **out,
+                                              struct sl_err *err);
+/* The next output that is ready, or NULL. Never blocks. */
+SL_API const struct sl_output *sl_request_next(struct sl_request *r);
+/* SL_OK when an output is ready, SL_EAGAIN after timeout_ms (-1: no limit), SL_ESHUTDOWN when all
+ * choices have finished and everything was read. */
+SL_API enum sl_status sl_request_wait(struct sl_request *r, int timeout_ms);
+SL_API bool sl_request_done(const struct sl_request *r);
+/* Frees the request's KV within one step; its choices finish with SL_ABORT. */
+SL_API void sl_request_abort(struct sl_request *r);
+/* Aborts if need be and gives the handle up. *r may be NULL; leaves it NULL. */
+SL_API void sl_request_release(struct sl_request **r);
+
+struct sl_usage {
+    int prompt_tokens, completion_tokens, cached_tokens;
+};
+SL_API void sl_request_usage(const struct sl_request *r, struct sl_usage *out);
+SL_API const char *sl_request_id(const struct sl_request *r);
+/* The prompt's tokens as computed (after truncation), and their logprobs ([n], NULL if not asked
+ * for or not there yet; complete with the first output). Owned by the request. */
+SL_API const int32_t *sl_request_prompt(const struct sl_request *r, int *n);
+SL_API const struct sl_token_logprobs *sl_request_prompt_logprobs(const struct sl_request *r);
+
+/* ---- text ----------------------------------------------------------------------------------- */
+
+/* A model's tokenizer and chat template; needs no weights. Immutable: any thread. */
+struct sl_text;
+
+SL_API SL_MUST_CHECK enum sl_status sl_text_open(struct sl_text **out, const char *model,
+                                                 const char *chat_template, struct sl_err *err);
+SL_API void sl_text_close(struct sl_text **t);
+SL_API const struct sl_text *sl_engine_text(const struct sl_engine *e); /* NULL without tokenizer */
+
+/* Encode. *ids is allocated; free it with sl_free. Special tokens written in the text are
+ * recognized, as in transformers. max_tokens > 0: SL_EINVAL as soon as more are certain. */
+SL_API SL_MUST_CHECK enum sl_status sl_text_encode(const struct sl_text *t, const char *text,
+                                                   size_t bytes, bool add_special_tokens,
+                                                   int32_t **ids, size_t *n, struct sl_err *err);
+/* Decode; *text is NUL-terminated, free it with sl_free. Ids outside the vocabulary: SL_EINVAL. */
+SL_API SL_MUST_CHECK enum sl_status sl_text_decode(const struct sl_text *t, const int32_t *ids,
+                                                   size_t n, bool skip_special_tokens, char **text,
+                                                   size_t *bytes, struct sl_err *err);
+/* The token as the vocabulary writes it ("\u0120tar"), and as the text it stands for; borrowed. */
+SL_API const char *sl_text_token(const struct sl_text *t, int32_t id);
+/* Render the chat template. `vars` is a JSON object: messages, tools, add_generation_prompt, ...;
+ * every key is a template variable. `now` fixes strftime_now ("2024-07-26T12:00:00"; NULL: clock).
+ */
+SL_API SL_MUST_CHECK enum sl_status sl_text_render(const struct sl_text *t, const char *vars,
+                                                   const char *now, char **text,
+                                                   struct sl_err *err);
+SL_API void sl_free(void *p);
+
+/* ---- OpenAI requests and the server -----------------------------------------------------------
+ */
+
+/* The server's settings: the front-end flags of `sluice serve`. */
+struct sl_server_config {
+    const char *host; /* "127.0.0.1" */
+    int port;         /* 8000; 0: any free one */
+    const char *uds;  /* UNIX socket path instead of host and port, or NULL */
+    const char *const *api_keys;
+    int n_api_keys;
+    const char *ssl_keyfile, *ssl_certfile, *ssl_ca_certs;
+    const char *root_path;
+    const char *const *allowed_origins; /* NULL: ["*"] */
+    int n_allowed_origins;
+    int loops;                   /* HTTP threads; 0: chosen */
+    size_t max_body_bytes;       /* 16 MiB */
+    size_t max_body_bytes_total; /* 256 MiB over all connections */
+    size_t max_output_buffer;    /* bytes waiting in one connection, 1 MiB */
+    int max_connections;         /* 16384 */
+    int header_timeout_s, idle_timeout_s;
+    int shutdown_timeout_s;                   /* 30 */
+    const char *response_role;                /* "assistant" */
+    const char *default_chat_template_kwargs; /* JSON object or NULL */
+    bool trust_request_chat_template, enable_prompt_tokens_details, enable_force_include_usage;
+    bool enable_request_id_headers, enable_server_load_tracking, enable_tokenizer_info_endpoint;
+    bool return_tokens_as_token_ids, disable_access_log;
+    const char *disable_access_log_for; /* "/health,/metrics" */
+    const char *fingerprint_mode;       /* "full", "hash", "none" or custom text */
+};
+SL_API void sl_server_config_init(struct sl_server_config *cfg);
+
+struct sl_server;
+/* Binds and starts the loops: on return clients can connect. Borrows the engine. */
+SL_API SL_MUST_CHECK enum sl_status sl_server_start(struct sl_server **out, struct sl_engine *e,
+                                                    const struct sl_server_config *cfg,
+                                                    struct sl_err *err);
+SL_API int sl_server_port(const struct sl_server *s);
+/* Drain: /health and new requests get 503, running ones have timeout_s; safe from any thread, and
+ * may be called again with 0 to end at once. */
+SL_API void sl_server_drain(struct sl_server *s, int timeout_s);
+SL_API enum sl_status sl_server_wait(struct sl_server *s); /* until drained, or the engine died */
+SL_API void sl_server_stop(struct sl_server **s);
+
+/* One OpenAI request without a socket, as run-batch does it: `url` such as "/v1/chat/completions",
+ * `body` JSON. Calls done() once, from a library thread, with HTTP status and a JSON body. */
+typedef void (*sl_openai_done_fn)(void *ctx, int http_status, const char *body, size_t bytes);
+SL_API SL_MUST_CHECK enum sl_status sl_openai_call(struct sl_server *s, const char *url,
+                                                   const char *body, size_t bytes,
+                                                   sl_openai_done_fn done, void *ctx,
+                                                   struct sl_err *err);
+/* A server with no socket, for sl_openai_call alone. */
+SL_API SL_MUST_CHECK enum sl_status sl_server_start_offline(struct sl_server **out,
+                                                            struct sl_engine *e,
+                                                            const struct sl_server_config *cfg,
+                                                            struct sl_err *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,133 @@
+/* ops.h - the kernels that a forward pass is made of, and the buffers they work on.
+ *
+ * src/model/forward.c calls these in order and knows nothing of the machine; ref/ is their
+ * specification (plain C, double accumulation), cpu/ and cuda/ are faster ways to the same result.
+ * Launches are in order; on a device they are asynchronous.
+ *
+ * Row contract: a row's bits depend only on that row's input and on the cache up to its position.
+ * Never on how many rows there are, on threads, or on whether the position came in a prefill, a
+ * chunk or a decode. Each kernel keeps one order of sums for every number of rows. Attention sums
+ * over KV chunks of ATTN_CHUNK positions, aligned to absolute multiples of it, and combines them in
+ * order. K and V are always read as the cache stores them.
+ *
+ * Activations are row-major; their element type is the device's own (`act_bytes` each: f32 on ref
+ * and cpu, bf16 on cuda with an f32 residual stream). Buffers are opaque device memory.
+ *
+ * Thread: the engine thread. */
+#ifndef SL_BACKEND_OPS_H
+#define SL_BACKEND_OPS_H
+
+#include "core/batch.h"
+#include "core/kvlayout.h"
+
+enum { ATTN_CHUNK = 256 };
+
+enum wformat { W_F32, W_F16, W_BF16, W_I8, W_I4, W_FP8 };
+
+/* A prepared weight matrix, [rows = outputs, cols = inputs], in the layout that the device's kernel
+ * reads. Made once by weight_prepare; the source may be unmapped afterwards unless `borrowed`. */
+struct weight {
+    enum wformat format;
+    int rows, cols;
+    void *data;    /* device layout */
+    void *scale;   /* per row or per group, by format; NULL for floats */
+    void *bias;    /* [rows] f32 or NULL */
+    size_t bytes;  /* of data and scale: what a decode step reads */
+    bool borrowed; /* data points into the mapped file */
+};
+
+/* How a checkpoint stores a tensor: parts are stacked by rows (q, k, v -> one matrix). */
+struct weight_source {
+    enum sl_dtype dtype; /* F32, F16 or BF16 */
+    int n_parts;
+    struct {
+        const void *data; /* [rows, cols] row-major, mapped */
+        int rows;
+        const void *bias; /* [rows] of the same dtype, or NULL */
+    } part[4];
+    int cols;
+};
+
+enum act_kind { ACT_SILU, ACT_GELU, ACT_GELU_TANH, ACT_RELU, ACT_RELU2 };
+
+/* Position encoding of one layer; inv_freq comes from the model (all rope scalings end there). */
+struct rope {
+    const float *inv_freq; /* [rot_dims / 2]; NULL: no rope */
+    int rot_dims;          /* leading dims of each head that rotate */
+    float mscale;          /* factor on cos and sin, 1 */
+    bool interleaved;      /* pairs (2i, 2i+1) instead of (i, i + rot/2) */
+};
+
+struct attn_spec {
+    int n_heads, n_kv_heads, head_dim;
+    int group, layer_in_group; /* where its K and V live */
+    float scale;
+    float softcap;      /* 0: off */
+    int window;         /* 0: all */
+    const float *alibi; /* [n_heads] slopes or NULL */
+    bool causal;
+};
+
+struct device; /* private to ref/, cpu/, cuda/ */
+
+struct ops {
+    const char *name;
+    size_t act_bytes;
+
+    /* Memory. Buffers are zeroed, 64-byte aligned; named for error messages. */
+    void *(*alloc)(struct device *d, size_t bytes, const char *name, struct sl_err *err);
+    void (*free)(struct device *d, void *p);
+    /* Whether this device can run weights of this dtype (--dtype auto asks). */
+    bool (*supports)(struct device *d, enum sl_dtype dtype);
+    SL_MUST_CHECK enum sl_status (*weight_prepare)(struct device *d, struct weight *out,
+                                                   const struct weight_source *src,
+                                                   enum wformat format, const char *name,
+                                                   struct sl_err *err);
+    void (*weight_release)(struct device *d, struct weight *w);
+    /* A vector of n values (norm weights, ...) as f32 device memory. */
+    float *(*vector_prepare)(struct device *d, const void *src, enum sl_dtype dtype, int n,
+                             float add, struct sl_err *err);
+    /* The KV cache: layout->n_blocks blocks for every group. */
+    SL_MUST_CHECK enum sl_status (*kv_create)(struct device *d, const struct kv_layout *layout,
+                                              const struct attn_spec *layers, int n_layers,
+                                              enum wformat kv_format, struct sl_err *err);
+
+    /* A step. begin() sees the batch first (uploads, block copies); end() follows the last op. */
+    SL_MUST_CHECK enum sl_status (*begin)(struct device *d, const struct batch *b,
+                                          struct sl_err *err);
+    SL_MUST_CHECK enum sl_status (*end)(struct device *d, struct sl_err *err);
+
+    /* h[r,:] = E[token(r),:] * scale, for the batch's rows; h: f32 residual [n_tokens, cols]. */
+    void (*embed)(struct device *d, float *h, const struct weight *e, float scale);
+    /* residual h: [rows, n] f32; if add: h += add first. x = norm(h) * w (+ b), activations.
+     * rms: x = h / sqrt(mean(h^2) + eps); else layernorm. x may be NULL: only the addition. */
+    void (*add_norm)(struct device *d, void *x, float *h, const void *add, const float *w,
+                     const float *b, int rows, int n, float eps, bool rms);
+    /* y = x W^T + bias; x: [rows, W.cols] activations, y: [rows, W.rows] activations. */
+    void (*linear)(struct device *d, void *y, const struct weight *w, const void *x, int rows);
+    /* qkv: [n_tokens, (n_heads + 2 n_kv_heads) head_dim]. Normalizes q and k per head if given
+     * weights (f32 [head_dim]), rotates q and k in place by the batch's positions, and writes K and
+     * V to the cache at the batch's slots. */
+    void (*qkv_rope_cache)(struct device *d, void *qkv, const struct attn_spec *a,
+                           const struct rope *rope, const float *q_norm, const float *k_norm,
+                           float eps);
+    /* out: [n_tokens, n_heads head_dim]; q is the leading part of qkv's rows. */
+    void (*attention)(struct device *d, void *out, const void *qkv, const struct attn_spec *a);
+    /* gate_up: [rows, 2 n] -> y[r,i] = act(gate_up[r,i]) * gate_up[r,n+i], gated;
+     * plain: [rows, n] -> y = act(x). */
+    void (*act)(struct device *d, void *y, const void *x, enum act_kind kind, bool gated, int rows,
+                int n);
+    /* logits: [n_logits, W.rows] f32 = x[logit_row[i]] W^T, times scale, then softcap if not 0.
+     * x: [n_tokens, W.cols] activations. */
+    void (*logits)(struct device *d, float *logits, const struct weight *w, const void *x,
+                   float scale, float softcap);
+    void (*destroy)(struct device *d);
+};
+
+/* Each gives an ops table and its device. threads: 0 chooses. */
+SL_MUST_CHECK enum sl_status ref_device_create(const struct ops **ops, struct device **d,
+                                               struct sl_err *err);
+SL_MUST_CHECK enum sl_status cpu_device_create(const struct ops **ops, struct device **d,
+                                               int threads, struct sl_err *err);
+
+#endif

@@ -1,0 +1,10 @@
+/* clock.h - time in nanoseconds. */
+#ifndef SL_BASE_CLOCK_H
+#define SL_BASE_CLOCK_H
+
+#include <stdint.h>
+
+int64_t clock_mono_ns(void); /* CLOCK_MONOTONIC */
+int64_t clock_wall_s(void);  /* seconds since 1970 */
+
+#endif

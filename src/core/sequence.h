@@ -1,0 +1,84 @@
+/* sequence.h - a request and its sequences (choices): plain data that the stages hand on.
+ *
+ * The scheduler owns these structs' scheduling fields; the sampler and the backend only read.
+ * A sequence is `tokens` plus how far they are computed; there is no prefill or decode state.
+ *
+ * Invariants, verified by sequence_check():
+ *   0 <= n_prompt <= n_tokens <= cap_tokens;
+ *   n_computed <= n_tokens + n_inflight: the cache never runs ahead of what is known or sampled;
+ *   every block table covers n_computed positions while the sequence holds blocks;
+ *   row >= 0 exactly while it runs.
+ *
+ * Thread: the engine thread, from sched_add() until it is reported finished. */
+#ifndef SL_CORE_SEQUENCE_H
+#define SL_CORE_SEQUENCE_H
+
+#include "base/mem.h"
+#include "sluice.h"
+
+enum { KV_GROUPS_MAX = 4 }; /* layer groups: full attention, window, draft, state, ... */
+
+enum seq_state { SEQ_NEW, SEQ_WAITING, SEQ_RUNNING, SEQ_FINISHED };
+
+/* Blocks of one layer group, in position order; block i holds positions [i*B, (i+1)*B).
+ * -1: freed again (it fell out of a window). */
+struct block_table {
+    int32_t *block;
+    int n, cap;
+};
+
+struct sequence {
+    struct request *req;
+    int index; /* choice */
+    enum seq_state state;
+    int32_t *tokens; /* [cap_tokens]: prompt, then output */
+    int n_prompt, n_tokens, cap_tokens;
+    int n_computed; /* positions [0, n_computed) are in the cache, or will be after the steps in
+                       flight */
+    int n_inflight; /* sampled by steps in flight and not read yet */
+    int n_cached;   /* prompt tokens that the prefix cache gave at the last admission */
+    int n_hashed;   /* full blocks already entered into the prefix cache */
+    int n_preempted;
+    int row;          /* slot in the device's per-sequence tables while running, else -1 */
+    int n_steps_held; /* steps in flight that name this sequence; it is given up at 0 */
+    struct block_table table[KV_GROUPS_MAX];
+    enum sl_finish finish;
+    enum sl_stop_kind stop_kind;
+    int32_t stop_token;
+    bool abort; /* cancel at the next step (set by the engine thread) */
+    int64_t first_scheduled_ns, first_token_ns, last_token_ns;
+    struct sequence *prev, *next;   /* the queue it is on */
+    void *sched_data, *sample_data; /* private to that stage; freed by it */
+};
+
+/* Parameters after checking, in the request's arena, every pointer owned by it; bad words are
+ * tokenized, stop ids merged with the model's EOS rules. */
+struct seq_params {
+    struct sl_sampling_params p;
+    int32_t *bad_word_tokens; /* all, concatenated */
+    int *bad_word_start;      /* [n_bad_word_seqs + 1] */
+    int n_bad_word_seqs;
+    int32_t eos_token; /* the primary EOS, -1: none; ignored with ignore_eos */
+    int max_tokens;    /* resolved, >= 0 */
+    uint64_t seed;     /* resolved: the request's, or drawn at submission */
+};
+
+struct request {
+    char *id;
+    uint64_t number; /* submission order, unique */
+    int priority;
+    int64_t arrival_ns;
+    const char *cache_salt; /* NULL: none */
+    int32_t *prompt;
+    int n_prompt;
+    struct seq_params params;
+    struct sequence **seq; /* [n_seqs]: choice i is seq[i] */
+    int n_seqs, n_finished;
+    bool forked; /* choices 1.. exist from the first sampled token on, sharing choice 0's blocks */
+    void *consumer;     /* engine/: where events go */
+    struct arena arena; /* everything above */
+};
+
+void sequence_check(const struct sequence *s, int block_size);
+
+#endif

@@ -1,0 +1,30 @@
+/* core.h - the step loop without a thread: scheduler + backend, up to `depth` steps in flight.
+ *
+ *     plan = schedule(); logits = forward(plan); tokens = sample(logits); publish(tokens);
+ *
+ * engine.c runs it on the engine thread; bench sim runs it in virtual time. One owner, no locks. */
+#ifndef SL_ENGINE_CORE_H
+#define SL_ENGINE_CORE_H
+
+#include "backend/backend.h"
+#include "sched/sched.h"
+
+struct core;
+
+SL_MUST_CHECK enum sl_status core_create(struct core **out, const struct sched_config *cfg,
+                                         struct backend *be, /* borrowed */
+                                         sched_sink sink, void *ctx, struct sl_err *err);
+void core_destroy(struct core **c);
+struct sched *core_sched(struct core *c);
+/* Plan and submit while there is room, then collect the oldest step and publish it. SL_EAGAIN:
+ * nothing to do (no step in flight, nothing to plan). SL_EDEVICE: the backend is dead. */
+SL_MUST_CHECK enum sl_status core_step(struct core *c, struct sl_err *err);
+bool core_idle(const struct core *c);
+/* Host nanoseconds spent in plan, submit, collect and update, summed; steps counted. */
+struct core_times {
+    uint64_t steps;
+    int64_t plan_ns, submit_ns, collect_ns, update_ns;
+};
+void core_get_times(const struct core *c, struct core_times *out);
+
+#endif

@@ -1,0 +1,82 @@
+/* sched.h - who computes what in the next step.
+ *
+ * A step gives each sequence some tokens to compute, within max_num_batched_tokens and
+ * max_num_seqs; there is no prefill or decode phase. Running sequences first, then waiting ones in
+ * order (FCFS, or priority then arrival). A policy is a small function over the same queues.
+ * When blocks run out the last running sequence (lowest priority, latest arrival) is preempted: its
+ * blocks are freed, it waits again, and recomputes; it loses nothing. Admission reserves the whole
+ * prompt.
+ *
+ * A plan may be made while earlier ones are in flight: n_computed and n_inflight of each sequence
+ * say what those will have done. sched_update() must be given the steps in order.
+ *
+ * Thread: the engine thread. */
+#ifndef SL_SCHED_SCHED_H
+#define SL_SCHED_SCHED_H
+
+#include "core/batch.h"
+#include "core/kvlayout.h"
+
+struct sched;
+
+struct sched_config {
+    enum sl_policy policy;
+    enum sl_order order;
+    int max_num_seqs, max_num_batched_tokens, max_model_len;
+    int max_num_partial_prefills, max_long_partial_prefills, long_prefill_token_threshold;
+    bool enable_prefix_caching;
+    int depth; /* steps that may be in flight */
+    struct kv_layout layout;
+};
+
+SL_MUST_CHECK enum sl_status sched_create(struct sched **out, const struct sched_config *cfg,
+                                          struct sl_err *err);
+void sched_destroy(struct sched **s);
+/* Limits for batch_create and step_result_create. */
+void sched_batch_limits(const struct sched *s, struct batch_limits *out);
+
+/* Queue a request with its sequences (choice 0 alone exists until its prompt is computed; the
+ * others fork from it). The request stays owned by the caller, who frees it after the last
+ * choice was reported finished and sched_holds() is false. */
+void sched_add(struct sched *s, struct request *r);
+/* Take every unfinished choice out within this call: blocks are free when it returns. Nothing is
+ * reported for them afterwards. */
+void sched_abort(struct sched *s, struct request *r, enum sl_finish why);
+/* A step in flight still names the request. */
+bool sched_holds(const struct sched *s, const struct request *r);
+
+/* Fill b with the next step; false: nothing can be computed now. */
+bool sched_plan(struct sched *s, int64_t now_ns, struct batch *b);
+
+/* One sampled token, or the end of a choice, or a prompt's logprobs; called by sched_update. */
+struct sched_event {
+    struct sequence *seq;
+    int32_t token; /* valid if has_token */
+    bool has_token;
+    const struct sl_logprob *lp; /* chosen first */
+    int n_lp;
+    bool is_prompt_logprob; /* then lp is about the prompt token at position `pos` */
+    int pos;
+    enum sl_finish finish; /* SL_RUNNING, or why this choice ended (with this token) */
+};
+typedef void (*sched_sink)(void *ctx, const struct sched_event *ev);
+
+/* Take the tokens of the oldest step in flight: extend sequences, apply the stop rules (min_tokens,
+ * EOS, stop ids, length, repetition), free the blocks of finished ones, report each token. */
+void sched_update(struct sched *s, const struct batch *b, const struct step_result *r,
+                  sched_sink sink, void *ctx);
+
+struct sched_stats {
+    int n_running, n_waiting, n_blocks, n_blocks_used;
+    uint64_t n_preemptions, n_finished;
+    uint64_t prefix_queries, prefix_hits; /* tokens */
+    uint64_t prompt_tokens_computed, prompt_tokens_cached;
+    int last_step_tokens, last_step_seqs;
+    uint64_t kv_slots_reserved, kv_slots_used; /* summed over steps: waste = 1 - used / reserved */
+};
+void sched_get_stats(const struct sched *s, struct sched_stats *out);
+void sched_reset_prefix_cache(struct sched *s);
+void sched_check(
+    const struct sched *s); /* asserts every invariant, the pool's included; O(everything) */
+
+#endif

@@ -1,0 +1,33 @@
+/* template.h - chat templates: the Jinja language as transformers configures it
+ * (ImmutableSandboxedEnvironment, trim_blocks, lstrip_blocks, loopcontrols, generation blocks).
+ *
+ * A compiled template is immutable.   Thread: any, all calls. */
+#ifndef SL_TEXT_TEMPLATE_H
+#define SL_TEXT_TEMPLATE_H
+
+#include "base/status.h"
+
+#include <jansson.h>
+
+struct template;
+
+/* Bounds of one render; exceeding one is an error with line and column. */
+struct template_limits {
+    size_t output_bytes, memory_bytes;
+    int depth;
+    uint64_t steps;
+};
+extern const struct template_limits template_default_limits;
+
+/* Errors name line and column. */
+SL_MUST_CHECK enum sl_status template_compile(struct template **out, const char *source,
+                                              size_t bytes, struct sl_err *err);
+void template_destroy(struct template **t);
+/* vars: an object, every key a variable; borrowed. now: "YYYY-MM-DDTHH:MM:SS" for strftime_now,
+ * NULL: the clock. *text is NUL-terminated, free it with mem_free; it may hold NUL bytes.
+ * SL_EINVAL: the template called raise_exception (err->msg is its message) or failed. */
+SL_MUST_CHECK enum sl_status template_render(const struct template *t, const json_t *vars,
+                                             const char *now, const struct template_limits *limits,
+                                             char **text, size_t *bytes, struct sl_err *err);
+
+#endif
