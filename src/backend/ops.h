@@ -50,9 +50,18 @@ struct weight_source {
 
 enum act_kind { ACT_SILU, ACT_GELU, ACT_GELU_TANH, ACT_RELU, ACT_RELU2 };
 
+/* rms: w * h / sqrt(mean(h^2) + eps). Else layernorm: w * (h - mean) / sqrt(var + eps) + b.
+ * Model constants such as Gemma's 1 + w are added by vector_prepare. */
+struct norm {
+    const float *w; /* [n] device vectors; NULL: ones */
+    const float *b; /* NULL: zeros */
+    float eps;
+    bool rms;
+};
+
 /* Position encoding of one layer; inv_freq comes from the model (all rope scalings end there). */
 struct rope {
-    const float *inv_freq; /* [rot_dims / 2]; NULL: no rope */
+    const float *inv_freq; /* [rot_dims / 2] device vector; NULL: no rope */
     int rot_dims;          /* leading dims of each head that rotate */
     float mscale;          /* factor on cos and sin, 1 */
     bool interleaved;      /* pairs (2i, 2i+1) instead of (i, i + rot/2) */
@@ -64,7 +73,7 @@ struct attn_spec {
     float scale;
     float softcap;      /* 0: off */
     int window;         /* 0: all */
-    const float *alibi; /* [n_heads] slopes or NULL */
+    const float *alibi; /* [n_heads] slopes, device vector, or NULL */
     bool causal;
 };
 
@@ -97,30 +106,37 @@ struct ops {
                                           struct sl_err *err);
     SL_MUST_CHECK enum sl_status (*end)(struct device *d, struct sl_err *err);
 
-    /* h[r,:] = E[token(r),:] * scale, for the batch's rows; h: f32 residual [n_tokens, cols]. */
-    void (*embed)(struct device *d, float *h, const struct weight *e, float scale);
-    /* residual h: [rows, n] f32; if add: h += add first. x = norm(h) * w (+ b), activations.
-     * rms: x = h / sqrt(mean(h^2) + eps); else layernorm. x may be NULL: only the addition. */
-    void (*add_norm)(struct device *d, void *x, float *h, const void *add, const float *w,
-                     const float *b, int rows, int n, float eps, bool rms);
+    /* h[r,:] = E[token(r),:] * scale (+ P[pos(r) + pos_offset,:] if P is given), for the batch's
+     * rows; h: f32 residual [n_tokens, cols]. Any prepared weight can be E: tied embeddings use the
+     * same handle for `logits`, so a device gathers rows from its own layout. */
+    void (*embed)(struct device *d, float *h, const struct weight *e, float scale,
+                  const struct weight *p, int pos_offset);
+    /* residual h: [rows, n] f32; if add: h += add * add_scale first. x = norm(h), activations.
+     * x may be NULL: only the addition (then norm is NULL too). */
+    void (*add_norm)(struct device *d, void *x, float *h, const void *add, float add_scale,
+                     const struct norm *norm, int rows, int n);
+    /* y = norm(x), both activations [rows, n]; y may equal x (norms after a sublayer). */
+    void (*norm)(struct device *d, void *y, const void *x, const struct norm *norm, int rows,
+                 int n);
     /* y = x W^T + bias; x: [rows, W.cols] activations, y: [rows, W.rows] activations. */
     void (*linear)(struct device *d, void *y, const struct weight *w, const void *x, int rows);
     /* qkv: [n_tokens, (n_heads + 2 n_kv_heads) head_dim]. Normalizes q and k per head if given
-     * weights (f32 [head_dim]), rotates q and k in place by the batch's positions, and writes K and
+     * norms (over head_dim), rotates q and k in place by the batch's positions, and writes K and
      * V to the cache at the batch's slots. */
     void (*qkv_rope_cache)(struct device *d, void *qkv, const struct attn_spec *a,
-                           const struct rope *rope, const float *q_norm, const float *k_norm,
-                           float eps);
+                           const struct rope *rope, const struct norm *q_norm,
+                           const struct norm *k_norm);
     /* out: [n_tokens, n_heads head_dim]; q is the leading part of qkv's rows. */
     void (*attention)(struct device *d, void *out, const void *qkv, const struct attn_spec *a);
     /* gate_up: [rows, 2 n] -> y[r,i] = act(gate_up[r,i]) * gate_up[r,n+i], gated;
      * plain: [rows, n] -> y = act(x). */
     void (*act)(struct device *d, void *y, const void *x, enum act_kind kind, bool gated, int rows,
                 int n);
-    /* logits: [n_logits, W.rows] f32 = x[logit_row[i]] W^T, times scale, then softcap if not 0.
-     * x: [n_tokens, W.cols] activations. */
+    /* logits[i,:] = x[logit_row[first + i],:] W^T for i in [0, n), f32 [n, W.rows]; times scale,
+     * then softcap * tanh(. / softcap) if not 0. x: [n_tokens, W.cols] activations. The runner asks
+     * in pieces when a step wants more logits than its buffer holds. */
     void (*logits)(struct device *d, float *logits, const struct weight *w, const void *x,
-                   float scale, float softcap);
+                   int first, int n, float scale, float softcap);
     void (*destroy)(struct device *d);
 };
 
