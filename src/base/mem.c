@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 static atomic_long fail_countdown; /* tests write it; every allocation reads it */
 static atomic_ullong n_allocations;
@@ -66,6 +67,41 @@ char *mem_strdup(const char *s)
 void mem_free(void *p)
 {
     free(p);
+}
+
+static const size_t HUGE_PAGE = (size_t)2 << 20, SMALL_PAGE = 4096;
+
+static size_t round_pages(size_t bytes)
+{
+    size_t page = bytes < HUGE_PAGE ? SMALL_PAGE : HUGE_PAGE;
+    return (bytes + page - 1) & ~(page - 1);
+}
+
+void *mem_pages(size_t bytes)
+{
+    size_t n;
+    if (refuse(1, bytes, &n) || n > SIZE_MAX / 2)
+        return NULL;
+    n = round_pages(n);
+    bool huge = n >= HUGE_PAGE;
+    size_t slack = huge ? HUGE_PAGE : 0; /* the kernel aligns to 4 KiB only: take more, trim */
+    char *p = mmap(NULL, n + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED)
+        return NULL;
+    size_t front = huge ? (size_t)(-(uintptr_t)p & (HUGE_PAGE - 1)) : 0;
+    if (front)
+        munmap(p, front);
+    if (slack - front)
+        munmap(p + front + n, slack - front);
+    if (huge)
+        (void)madvise(p + front, n, MADV_HUGEPAGE); /* refused: small pages do as well */
+    return p + front;
+}
+
+void mem_pages_free(void *p, size_t bytes)
+{
+    if (p)
+        munmap(p, round_pages(bytes ? bytes : 1));
 }
 
 void mem_fail_nth(long n)

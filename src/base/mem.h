@@ -16,6 +16,11 @@ char *mem_strdup(const char *s);                        /* s may be NULL: gives 
 char *mem_strndup(const char *s, size_t n);
 void mem_free(void *p);
 
+/* Large, long-lived, zeroed memory straight from the kernel: 2 MiB aligned and on huge pages where
+ * the system grants them, page-aligned when smaller. Pages are taken when first touched. */
+void *mem_pages(size_t bytes);
+void mem_pages_free(void *p, size_t bytes); /* p may be NULL */
+
 /* Tests: the nth allocation from now (1 = the next) fails once; 0 turns it off. */
 void mem_fail_nth(long n);
 /* Allocations since the process began: a warmed-up step must not move it. */

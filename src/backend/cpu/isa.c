@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "backend/cpu/isa.h"
+
+#include <cpuid.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static const char *const names[] = {"plain", "avx2", "avx512", "amx"};
+static atomic_int limit = ISA_AMX; /* written by cpu_isa_limit, read when a device is created */
+
+/* Register state the system saves, by XCR0 bit. */
+enum { XCR0_AVX = 0x6, XCR0_AVX512 = 0xe6, XCR0_AMX = 0x60000 };
+enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+
+static uint64_t read_xcr0(void)
+{
+    uint32_t lo, hi;
+    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+    return (uint64_t)hi << 32 | lo;
+}
+
+static bool all_set(uint64_t value, uint64_t bits)
+{
+    return (value & bits) == bits;
+}
+
+#define BIT(n) (1u << (n))
+
+static bool has_avx2(uint32_t ecx1, uint32_t ebx7)
+{
+    return all_set(ecx1, BIT(12) /* FMA */ | BIT(28) /* AVX */ | BIT(29) /* F16C */) &&
+           all_set(ebx7, BIT(5) /* AVX2 */);
+}
+
+static bool has_avx512(uint32_t ebx7, uint32_t ecx7, uint32_t eax7_1)
+{
+    return all_set(ebx7,
+                   BIT(16) /* F */ | BIT(17) /* DQ */ | BIT(30) /* BW */ | BIT(31) /* VL */) &&
+           all_set(ecx7, BIT(11) /* VNNI */) && all_set(eax7_1, BIT(5) /* BF16 */);
+}
+
+static bool has_amx(uint32_t edx7)
+{
+    return all_set(edx7, BIT(22) /* BF16 */ | BIT(24) /* TILE */ | BIT(25) /* INT8 */);
+}
+
+enum cpu_isa cpu_isa_detect(void)
+{
+    uint32_t a, b, c1, d, b7, c7, d7, a71 = 0;
+    if (!__get_cpuid(1, &a, &b, &c1, &d) || !(c1 & BIT(27)) /* OSXSAVE */)
+        return ISA_PLAIN;
+    uint64_t xcr0 = read_xcr0();
+    if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d7))
+        return ISA_PLAIN;
+    if (a >= 1)
+        __get_cpuid_count(7, 1, &a71, &b, &a, &d);
+    if (!has_avx2(c1, b7) || !all_set(xcr0, XCR0_AVX))
+        return ISA_PLAIN;
+    if (!has_avx512(b7, c7, a71) || !all_set(xcr0, XCR0_AVX512))
+        return ISA_AVX2;
+    /* Linux gives tile registers only to processes that ask; threads made later inherit it. */
+    if (!has_amx(d7) || !all_set(xcr0, XCR0_AMX) ||
+        syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA))
+        return ISA_AVX512;
+    return ISA_AMX;
+}
+
+bool cpu_isa_limit(const char *name)
+{
+    for (int i = 0; i < (int)(sizeof names / sizeof names[0]); i++) {
+        if (strcmp(name, names[i]) == 0) {
+            atomic_store(&limit, i);
+            return true;
+        }
+    }
+    return false;
+}
+
+enum cpu_isa cpu_isa_current(void)
+{
+    enum cpu_isa have = cpu_isa_detect(), cap = (enum cpu_isa)atomic_load(&limit);
+    return have < cap ? have : cap;
+}
+
+const char *cpu_isa_name(enum cpu_isa isa)
+{
+    return names[isa];
+}
