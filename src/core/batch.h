@@ -8,6 +8,8 @@
  * found in the device's own token table.
  * Logits are computed for rows logit_row[0 .. n_logits); sample rows and prompt-logprob rows name
  * an index into logit_row. Several sample rows may share one (n > 1 after the prompt).
+ * Copies come before everything else of the step. A block-table entry may be -1 where a group's
+ * window has passed it: no row of the step reads it.
  *
  * Arrays are declared in BATCH_ARRAYS alone: name, type, length bound. batch_create() plans them
  * from the limits and allocates once; a step never allocates.
@@ -17,6 +19,7 @@
 #define SL_CORE_BATCH_H
 
 #include "base/status.h"
+#include "core/kvlayout.h"
 #include "core/sequence.h"
 
 enum { TOKEN_FROM_TABLE = -1 };
@@ -81,7 +84,7 @@ SL_MUST_CHECK enum sl_status batch_create(struct batch **out, const struct batch
 void batch_destroy(struct batch **b);
 void batch_clear(struct batch *b);
 /* Asserts what the first comment says, O(tokens + blocks); debug builds run it on every step. */
-void batch_check(const struct batch *b, int block_size, int n_blocks);
+void batch_check(const struct batch *b, const struct kv_layout *layout);
 
 static inline const int32_t *batch_blocks(const struct batch *b, int group, int s, int *n)
 {

@@ -4,16 +4,22 @@
  * A sequence is `tokens` plus how far they are computed; there is no prefill or decode state.
  *
  * Invariants, verified by sequence_check():
- *   0 <= n_prompt <= n_tokens <= cap_tokens;
+ *   0 < n_prompt <= n_tokens <= cap_tokens, while it is not finished;
  *   n_computed <= n_tokens + n_inflight: the cache never runs ahead of what is known or sampled;
- *   every block table covers n_computed positions while the sequence holds blocks;
- *   row >= 0 exactly while it runs.
+ *   every block table covers n_computed positions while the sequence runs, and is empty otherwise;
+ *   row >= 0 exactly while it runs;
+ *   n_inflight <= n_steps_held.
+ *
+ * Memory: `tokens` is the request's own prompt until the sequence is first admitted; from then on
+ * it and the block tables are the scheduler's buffers, which take them back when the sequence has
+ * finished and no step in flight names it (then tokens is NULL, n_tokens stays).
  *
  * Thread: the engine thread, from sched_add() until it is reported finished. */
 #ifndef SL_CORE_SEQUENCE_H
 #define SL_CORE_SEQUENCE_H
 
 #include "base/mem.h"
+#include "base/status.h"
 #include "sluice.h"
 
 enum { KV_GROUPS_MAX = 4 }; /* layer groups: full attention, window, draft, state, ... */
@@ -27,17 +33,26 @@ struct block_table {
     int n, cap;
 };
 
+/* Where a sequence stands in the prefix cache's tree of block contents. */
+struct kv_chain {
+    uint64_t hash[2]; /* of everything up to here */
+    uint64_t serial;  /* of the node that holds the last full block, 0: the root */
+    int32_t node;     /* its index, -1: the root */
+    bool broken;      /* the node is gone: nothing can be entered after it */
+};
+
 struct sequence {
     struct request *req;
     int index; /* choice */
     enum seq_state state;
     int32_t *tokens; /* [cap_tokens]: prompt, then output */
     int n_prompt, n_tokens, cap_tokens;
-    int n_computed; /* positions [0, n_computed) are in the cache, or will be after the steps in
-                       flight */
-    int n_inflight; /* sampled by steps in flight and not read yet */
-    int n_cached;   /* prompt tokens that the prefix cache gave at the last admission */
-    int n_hashed;   /* full blocks already entered into the prefix cache */
+    int n_computed;  /* positions [0, n_computed) are in the cache, or will be after the steps in
+                        flight */
+    int n_inflight;  /* sampled by steps in flight and not read yet */
+    int n_cached;    /* prompt tokens that the prefix cache gave at the first admission */
+    int n_hashed;    /* full blocks already entered into the prefix cache */
+    int n_plogprobs; /* prompt positions whose logprobs are reported or in flight */
     int n_preempted;
     int row;          /* slot in the device's per-sequence tables while running, else -1 */
     int n_steps_held; /* steps in flight that name this sequence; it is given up at 0 */
@@ -45,10 +60,19 @@ struct sequence {
     enum sl_finish finish;
     enum sl_stop_kind stop_kind;
     int32_t stop_token;
-    bool abort; /* cancel at the next step (set by the engine thread) */
+    bool abort; /* cancel at the next plan (set by the engine thread) */
+    /* On the backend's clock, 0: not yet. last_token_ns changes after the token was reported, so
+     * that the report can tell the time since the one before. */
     int64_t first_scheduled_ns, first_token_ns, last_token_ns;
     struct sequence *prev, *next;   /* the queue it is on */
     void *sched_data, *sample_data; /* private to that stage; freed by it */
+
+    /* Scheduler: the plan being made. */
+    struct kv_chain chain; /* after n_hashed blocks */
+    uint64_t plan_step;    /* the last plan that gave it something to do */
+    int n_planned;         /* tokens that this plan computes */
+    int n_pad;             /* static batching: rows computed past the prompt, as padding */
+    int admit_need;        /* blocks that were missing when it was last refused, 0: not tried */
 };
 
 /* Parameters after checking, in the request's arena, every pointer owned by it; bad words are
@@ -72,13 +96,17 @@ struct request {
     int32_t *prompt;
     int n_prompt;
     struct seq_params params;
-    struct sequence **seq; /* [n_seqs]: choice i is seq[i] */
-    int n_seqs, n_finished;
+    struct sequence **seq;  /* [n_seqs]: choice i is seq[i] */
+    int n_seqs, n_finished; /* the scheduler counts n_finished, aborted choices included */
     bool forked; /* choices 1.. exist from the first sampled token on, sharing choice 0's blocks */
     void *consumer;     /* engine/: where events go */
+    int32_t cache_key;  /* scheduler: the interned cache_salt, 0: none, -1: do not cache */
     struct arena arena; /* everything above */
 };
 
+/* Gives r->n_seqs fresh sequences from r->arena. r->prompt and r->params must be set. */
+SL_MUST_CHECK enum sl_status request_make_seqs(struct request *r, struct sl_err *err);
+void sequence_init(struct sequence *s, struct request *r, int index);
 void sequence_check(const struct sequence *s, int block_size);
 
 #endif

@@ -35,13 +35,21 @@ void sched_destroy(struct sched **s);
 /* Limits for batch_create and step_result_create. */
 void sched_batch_limits(const struct sched *s, struct batch_limits *out);
 
-/* Queue a request with its sequences (choice 0 alone exists until its prompt is computed; the
- * others fork from it). The request stays owned by the caller, who frees it after the last
- * choice was reported finished and sched_holds() is false. */
+/* A prompt of n_prompt tokens can be computed and followed by a token at least, when it runs alone:
+ * ask before sched_add(), which does not accept others. Thread: any (reads the configuration). */
+bool sched_can_ever_fit(const struct sched *s, int n_prompt);
+/* Tokens that one sequence can have: max_model_len, or what the KV cache can hold if less. */
+int sched_max_len(const struct sched *s);
+/* Queue a request with its sequences, fresh from request_make_seqs() (choice 0 alone exists until
+ * its prompt is computed; the others fork from it). The request stays owned by the caller, who
+ * frees it after the last choice was reported finished and sched_holds() is false; inside
+ * sched_update() the step being read still holds it. */
 void sched_add(struct sched *s, struct request *r);
 /* Take every unfinished choice out within this call: blocks are free when it returns. Nothing is
- * reported for them afterwards. */
+ * reported for them afterwards. May be called from a sink. */
 void sched_abort(struct sched *s, struct request *r, enum sl_finish why);
+/* The same for one choice: a stop string ended it. */
+void sched_abort_seq(struct sched *s, struct sequence *seq, enum sl_finish why);
 /* A step in flight still names the request. */
 bool sched_holds(const struct sched *s, const struct request *r);
 
@@ -58,6 +66,7 @@ struct sched_event {
     bool is_prompt_logprob; /* then lp is about the prompt token at position `pos` */
     int pos;
     enum sl_finish finish; /* SL_RUNNING, or why this choice ended (with this token) */
+    int64_t now_ns;        /* when the step ended, on the backend's clock */
 };
 typedef void (*sched_sink)(void *ctx, const struct sched_event *ev);
 
@@ -76,7 +85,7 @@ struct sched_stats {
 };
 void sched_get_stats(const struct sched *s, struct sched_stats *out);
 void sched_reset_prefix_cache(struct sched *s);
-void sched_check(
-    const struct sched *s); /* asserts every invariant, the pool's included; O(everything) */
+/* Asserts every invariant, the pool's included; O(everything). */
+void sched_check(const struct sched *s);
 
 #endif
