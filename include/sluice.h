@@ -61,6 +61,16 @@ struct sl_err {
 
 SL_API const char *sl_version(void); /* "0.1.0" */
 
+/* The library logs to stderr, one line an event, from `min` up (SL_LOG_INFO until set). A program
+ * may write lines of its own in the same form; `file` is a static string. Any thread. */
+enum sl_log_level { SL_LOG_DEBUG, SL_LOG_INFO, SL_LOG_WARNING, SL_LOG_ERROR };
+SL_API void sl_log_set_level(enum sl_log_level min);
+SL_API void sl_log(enum sl_log_level level, const char *file, int line, const char *fmt, ...)
+#if defined(__GNUC__)
+    __attribute__((format(printf, 4, 5)))
+#endif
+    ;
+
 /* ---- engine configuration: the flags of `sluice serve`, same names, same defaults ----------- */
 
 struct sl_engine;
