@@ -61,6 +61,16 @@ struct sl_err {
 
 SL_API const char *sl_version(void); /* "0.1.0" */
 
+/* The library logs to stderr, one line an event, from `min` up (SL_LOG_INFO until set). A program
+ * may write lines of its own in the same form; `file` is a static string. Any thread. */
+enum sl_log_level { SL_LOG_DEBUG, SL_LOG_INFO, SL_LOG_WARNING, SL_LOG_ERROR };
+SL_API void sl_log_set_level(enum sl_log_level min);
+SL_API void sl_log(enum sl_log_level level, const char *file, int line, const char *fmt, ...)
+#if defined(__GNUC__)
+    __attribute__((format(printf, 4, 5)))
+#endif
+    ;
+
 /* ---- engine configuration: the flags of `sluice serve`, same names, same defaults ----------- */
 
 struct sl_engine;
@@ -111,9 +121,8 @@ struct sl_config {
     int stream_interval;              /* tokens an event, 1 */
     int max_logprobs;                 /* 20; -1: no limit */
     enum sl_logprobs_mode logprobs_mode;
-    int max_queued_reqs;     /* 16384: beyond it sl_submit gives SL_EAGAIN */
-    size_t max_unread_bytes; /* 4 MiB: a request whose unread output passes it is aborted */
-    int threads;             /* compute threads; 0: cores that the quota grants */
+    int max_queued_reqs; /* 16384: beyond it sl_submit gives SL_EAGAIN */
+    int threads;         /* compute threads; 0: cores that the quota grants */
     bool skip_tokenizer_init;
     bool enforce_eager;
     bool log_requests, log_outputs; /* --enable-log-requests, --enable-log-outputs */
@@ -189,11 +198,7 @@ struct sl_engine_info {
     const char *const *served_names;
     int n_served_names;
     int max_model_len, vocab_size, block_size, n_kv_blocks;
-    int max_num_seqs, max_num_batched_tokens, max_logprobs, max_queued_reqs;
-    /* Of the generation config (a cap on every request's max_tokens, in vLLM's server), SL_NONE:
-     * unset. */
-    int max_new_tokens;
-    int64_t started_s; /* seconds since 1970 */
+    int max_num_seqs, max_num_batched_tokens, max_logprobs;
     bool has_tokenizer, has_chat_template;
     bool dead; /* the device failed */
 };

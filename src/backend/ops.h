@@ -59,7 +59,9 @@ struct norm {
     bool rms;
 };
 
-/* Position encoding of one layer; inv_freq comes from the model (all rope scalings end there). */
+/* Position encoding of one layer; inv_freq comes from the model (all rope scalings end there).
+ * The angle is the f32 product (float)pos * inv_freq[i], as transformers computes it: at position
+ * 3000 its rounding is 1e-4, so a double would be a different model. cos and sin are of that. */
 struct rope {
     const float *inv_freq; /* [rot_dims / 2] device vector; NULL: no rope */
     int rot_dims;          /* leading dims of each head that rotate */
@@ -85,7 +87,7 @@ struct ops {
 
     /* Memory. Buffers are zeroed, 64-byte aligned; named for error messages. */
     void *(*alloc)(struct device *d, size_t bytes, const char *name, struct sl_err *err);
-    void (*free)(struct device *d, void *p);
+    void (*free)(struct device *d, void *p); /* of alloc and vector_prepare; p may be NULL */
     /* Whether this device can run weights of this dtype (--dtype auto asks). */
     bool (*supports)(struct device *d, enum sl_dtype dtype);
     SL_MUST_CHECK enum sl_status (*weight_prepare)(struct device *d, struct weight *out,

@@ -7,7 +7,8 @@
  * token[r] == TOKEN_FROM_TABLE: the token that an earlier step sampled for (seq_row[s], pos[r]),
  * found in the device's own token table.
  * Logits are computed for rows logit_row[0 .. n_logits); sample rows and prompt-logprob rows name
- * an index into logit_row. Several sample rows may share one (n > 1 after the prompt).
+ * an index into logit_row, in ascending order each, so that a runner may take logits in pieces.
+ * Several sample rows may share one (n > 1 after the prompt).
  * Copies come before everything else of the step. A block-table entry may be -1 where a group's
  * window has passed it: no row of the step reads it.
  *

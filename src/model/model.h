@@ -32,7 +32,9 @@ model_spec_load(struct model_spec **out, const char *dir, const char *hf_overrid
 void model_spec_destroy(struct model_spec **s);
 void model_spec_info(const struct model_spec *s, struct model_info *out);
 
-/* Fills r from logits; engine/ passes the host sampler. Called inside submit. */
+/* Fills r from logits, f32 [b->n_logits, vocab_size]; engine/ passes the host sampler. Called
+ * inside collect: once a step, or once for each piece of a step whose logits exceed the buffer;
+ * then b is a view of the batch with the rows of that piece. */
 typedef enum sl_status (*sample_fn)(void *ctx, const struct batch *b, const float *logits,
                                     struct step_result *r, struct sl_err *err);
 

@@ -1,0 +1,278 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "backend/ref/ref.h"
+
+#include <math.h>
+
+/* Sum of a[i] * x[i] in double: eight sums over i mod 8, added in pairs at the end. The order is
+ * fixed; the products of two floats are exact. */
+static double dot(const double *a, const float *x, int n)
+{
+    double s[8] = {0};
+    int i = 0;
+    for (; n - i >= 8; i += 8)
+        for (int j = 0; j < 8; j++)
+            s[j] += a[i + j] * (double)x[i + j];
+    for (; i < n; i++)
+        s[i % 8] += a[i] * (double)x[i];
+    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+}
+
+static void widen(double *out, const void *data, enum wformat format, size_t from, int n)
+{
+    for (int i = 0; i < n; i++)
+        out[i] = (double)ref_get(data, format, from + (size_t)i);
+}
+
+/* ---- rows ---------------------------------------------------------------------------------- */
+
+void ref_embed(struct device *d, float *h, const struct weight *e, float scale,
+               const struct weight *p, int pos_offset)
+{
+    const struct batch *b = d->batch;
+    size_t n = (size_t)e->cols;
+    for (int r = 0; r < b->n_tokens; r++) {
+        SL_ASSERT(b->token[r] >= 0 && b->token[r] < e->rows);
+        for (size_t i = 0; i < n; i++) {
+            float v = ref_get(e->data, e->format, (size_t)b->token[r] * n + i) * scale;
+            if (p)
+                v += ref_get(p->data, p->format, (size_t)(b->pos[r] + pos_offset) * n + i);
+            h[(size_t)r * n + i] = v;
+        }
+    }
+}
+
+static void norm_row(float *y, const float *x, const struct norm *norm, int n)
+{
+    double mean = 0, square = 0;
+    for (int i = 0; !norm->rms && i < n; i++)
+        mean += (double)x[i] / n;
+    for (int i = 0; i < n; i++)
+        square += ((double)x[i] - mean) * ((double)x[i] - mean);
+    double factor = 1 / sqrt(square / n + (double)norm->eps);
+    for (int i = 0; i < n; i++) {
+        double v = ((double)x[i] - mean) * factor;
+        if (norm->w)
+            v *= (double)norm->w[i];
+        if (norm->b)
+            v += (double)norm->b[i];
+        y[i] = (float)v;
+    }
+}
+
+void ref_add_norm(struct device *d, void *x, float *h, const void *add, float add_scale,
+                  const struct norm *norm, int rows, int n)
+{
+    (void)d;
+    for (int r = 0; r < rows; r++, h += n) {
+        const float *a = add ? (const float *)add + (size_t)r * (size_t)n : NULL;
+        for (int i = 0; a && i < n; i++)
+            h[i] += a[i] * add_scale;
+        if (x)
+            norm_row((float *)x + (size_t)r * (size_t)n, h, norm, n);
+    }
+}
+
+void ref_norm(struct device *d, void *y, const void *x, const struct norm *norm, int rows, int n)
+{
+    (void)d;
+    for (size_t r = 0; r < (size_t)rows; r++)
+        norm_row((float *)y + r * (size_t)n, (const float *)x + r * (size_t)n, norm, n);
+}
+
+/* ---- matrices ------------------------------------------------------------------------------ */
+
+void ref_linear(struct device *d, void *y, const struct weight *w, const void *x, int rows)
+{
+    const float *in = x, *bias = w->bias;
+    size_t n = (size_t)w->cols;
+    for (size_t o = 0; o < (size_t)w->rows; o++) {
+        widen(d->row, w->data, w->format, o * n, w->cols);
+        for (size_t r = 0; r < (size_t)rows; r++)
+            ((float *)y)[r * (size_t)w->rows + o] =
+                (float)(dot(d->row, in + r * n, w->cols) + (bias ? (double)bias[o] : 0));
+    }
+}
+
+void ref_logits(struct device *d, float *logits, const struct weight *w, const void *x, int first,
+                int n, float scale, float softcap)
+{
+    const float *in = x, *bias = w->bias;
+    const int32_t *row = d->batch->logit_row + first;
+    size_t cols = (size_t)w->cols;
+    for (size_t o = 0; o < (size_t)w->rows; o++) {
+        widen(d->row, w->data, w->format, o * cols, w->cols);
+        for (size_t i = 0; i < (size_t)n; i++) {
+            double v = dot(d->row, in + (size_t)row[i] * cols, w->cols);
+            v = (v + (bias ? (double)bias[o] : 0)) * (double)scale;
+            if (softcap != 0)
+                v = (double)softcap * tanh(v / (double)softcap);
+            logits[i * (size_t)w->rows + o] = (float)v;
+        }
+    }
+}
+
+static double activate(enum act_kind kind, double x)
+{
+    switch (kind) {
+    case ACT_SILU:
+        return x / (1 + exp(-x));
+    case ACT_GELU:
+        return x * 0.5 * (1 + erf(x * 0.70710678118654752440));
+    case ACT_GELU_TANH:
+        return 0.5 * x * (1 + tanh(0.79788456080286535588 * (x + 0.044715 * x * x * x)));
+    case ACT_RELU:
+        return x > 0 || isnan(x) ? x : 0;
+    case ACT_RELU2:
+        return x > 0 || isnan(x) ? x * x : 0;
+    }
+    return x;
+}
+
+void ref_act(struct device *d, void *y, const void *x, enum act_kind kind, bool gated, int rows,
+             int n)
+{
+    (void)d;
+    size_t width = (size_t)n * (gated ? 2 : 1);
+    for (size_t r = 0; r < (size_t)rows; r++) {
+        const float *in = (const float *)x + r * width;
+        float *out = (float *)y + r * (size_t)n;
+        for (int i = 0; i < n; i++) {
+            double v = activate(kind, (double)in[i]);
+            out[i] = (float)(gated ? v * (double)in[n + i] : v);
+        }
+    }
+}
+
+/* ---- attention ----------------------------------------------------------------------------- */
+
+static void rotate(float *head, const struct rope *rope, int pos)
+{
+    int half = rope->rot_dims / 2;
+    for (int i = 0; i < half; i++) {
+        double angle = (double)((float)pos * rope->inv_freq[i]);
+        double c = cos(angle) * (double)rope->mscale, s = sin(angle) * (double)rope->mscale;
+        float *a = head + (rope->interleaved ? 2 * i : i);
+        float *b = head + (rope->interleaved ? 2 * i + 1 : i + half);
+        double x = (double)*a, y = (double)*b;
+        *a = (float)(x * c - y * s);
+        *b = (float)(y * c + x * s);
+    }
+}
+
+void ref_qkv_rope_cache(struct device *d, void *qkv, const struct attn_spec *a,
+                        const struct rope *rope, const struct norm *q_norm,
+                        const struct norm *k_norm)
+{
+    const struct batch *b = d->batch;
+    const struct ref_kv *kv = &d->kv[a->group][a->layer_in_group];
+    const int32_t *slot = b->slot + (size_t)a->group * (size_t)b->limits.max_tokens;
+    int n_rotated = a->n_heads + a->n_kv_heads;
+    size_t width = (size_t)(n_rotated + a->n_kv_heads) * (size_t)a->head_dim;
+    for (int r = 0; r < b->n_tokens; r++) {
+        float *row = (float *)qkv + (size_t)r * width;
+        for (int h = 0; h < n_rotated; h++) {
+            float *head = row + (size_t)h * (size_t)a->head_dim;
+            const struct norm *norm = h < a->n_heads ? q_norm : k_norm;
+            if (norm)
+                norm_row(head, head, norm, a->head_dim);
+            if (rope && rope->inv_freq)
+                rotate(head, rope, b->pos[r]);
+        }
+        const float *k = row + (size_t)a->n_heads * (size_t)a->head_dim, *v = k + kv->width;
+        for (int i = 0; i < kv->width; i++) {
+            size_t at = (size_t)slot[r] * (size_t)kv->width + (size_t)i;
+            ref_put(kv->k, d->kv_format, at, k[i]);
+            ref_put(kv->v, d->kv_format, at, v[i]);
+        }
+    }
+}
+
+/* One query head over positions [from, to) of its sequence. */
+struct query {
+    const struct attn_spec *a;
+    const struct ref_kv *kv;
+    const int32_t *block;
+    const double *q;
+    int pos, from, to, head;
+};
+
+static size_t kv_at(const struct device *d, const struct query *q, int pos)
+{
+    size_t slot = (size_t)q->block[pos / d->block_size] * (size_t)d->block_size +
+                  (size_t)(pos % d->block_size);
+    int kv_head = q->head / (q->a->n_heads / q->a->n_kv_heads);
+    return slot * (size_t)q->kv->width + (size_t)kv_head * (size_t)q->a->head_dim;
+}
+
+static double score(const struct device *d, const struct query *q, int pos)
+{
+    size_t at = kv_at(d, q, pos);
+    double s = 0;
+    for (int i = 0; i < q->a->head_dim; i++)
+        s += q->q[i] * (double)ref_get(q->kv->k, d->kv_format, at + (size_t)i);
+    s *= (double)q->a->scale;
+    if (q->a->softcap != 0)
+        s = (double)q->a->softcap * tanh(s / (double)q->a->softcap);
+    if (q->a->alibi)
+        s += (double)q->a->alibi[q->head] * (pos - q->pos);
+    return s;
+}
+
+/* Softmax over chunks at absolute positions, combined in order:
+ * acc <- acc e^(m - m') + sum of e^(s - m') v. */
+static void attend(struct device *d, const struct query *q, double *acc, float *out)
+{
+    double top = -INFINITY, total = 0;
+    int n = q->a->head_dim;
+    for (int i = 0; i < n; i++)
+        acc[i] = 0;
+    for (int begin = q->from; begin < q->to;) {
+        int end = (begin / ATTN_CHUNK + 1) * ATTN_CHUNK;
+        end = end < q->to ? end : q->to;
+        double m = top;
+        for (int p = begin; p < end; p++) {
+            d->chunk[p - begin] = score(d, q, p);
+            m = fmax(m, d->chunk[p - begin]);
+        }
+        double old = exp(top - m); /* 0 for the first chunk */
+        total *= old;
+        for (int i = 0; i < n; i++)
+            acc[i] *= old;
+        for (int p = begin; p < end; p++) {
+            double w = exp(d->chunk[p - begin] - m);
+            size_t at = kv_at(d, q, p);
+            total += w;
+            for (int i = 0; i < n; i++)
+                acc[i] += w * (double)ref_get(q->kv->v, d->kv_format, at + (size_t)i);
+        }
+        top = m;
+        begin = end;
+    }
+    for (int i = 0; i < n; i++)
+        out[i] = (float)(acc[i] / total);
+}
+
+void ref_attention(struct device *d, void *out, const void *qkv, const struct attn_spec *a)
+{
+    const struct batch *b = d->batch;
+    size_t n = (size_t)a->head_dim;
+    size_t width = (size_t)(a->n_heads + 2 * a->n_kv_heads) * n;
+    double *wide_q = d->row, *acc = d->row + n;
+    for (int s = 0; s < b->n_seqs; s++) {
+        int n_blocks;
+        struct query q = {.a = a,
+                          .kv = &d->kv[a->group][a->layer_in_group],
+                          .block = batch_blocks(b, a->group, s, &n_blocks),
+                          .q = wide_q};
+        for (int r = b->q_start[s]; r < b->q_start[s + 1]; r++)
+            for (q.head = 0; q.head < a->n_heads; q.head++) {
+                q.pos = b->pos[r];
+                q.to = a->causal ? q.pos + 1 : b->kv_len[s];
+                q.from = a->window && q.pos + 1 > a->window ? q.pos + 1 - a->window : 0;
+                const float *in = (const float *)qkv + (size_t)r * width + (size_t)q.head * n;
+                widen(wide_q, in, W_F32, 0, a->head_dim);
+                attend(d, &q, acc,
+                       (float *)out + ((size_t)r * (size_t)a->n_heads + (size_t)q.head) * n);
+            }
+    }
+}

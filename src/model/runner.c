@@ -1,0 +1,375 @@
+/* runner.c - a model on a device as a struct backend of depth 1.
+ *
+ * submit() runs the layers; collect() makes logits, has them sampled and returns the tokens.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "model/forward.h"
+
+#include "base/clock.h"
+
+#include <string.h>
+
+/* A step with more logits than this takes them in pieces (prompt logprobs of a large vocabulary).
+ */
+static const size_t LOGITS_BYTES = (size_t)128 << 20;
+
+struct runner {
+    struct backend base; /* first: a runner is a backend */
+    const struct model_spec *spec;
+    struct model_weights weights;
+    struct attn_spec *attn; /* [n_layers] */
+    struct forward forward;
+    const struct ops *ops;
+    struct device *device;
+    enum wformat kv_format;
+    float *logits; /* [logits_rows, vocab_size] */
+    int logits_rows;
+    struct sample_row *piece_sample;     /* [max_samples] */
+    struct plogprob_row *piece_plogprob; /* [max_logits] */
+    struct step_result *piece;
+    sample_fn sample;
+    void *sample_ctx;
+    const struct batch *in_flight;
+    enum sl_status dead; /* SL_EDEVICE once the device failed */
+};
+
+static struct runner *as_runner(struct backend *be)
+{
+    return (struct runner *)be;
+}
+
+/* ---- a step -------------------------------------------------------------------------------- */
+
+static enum sl_status poison(struct runner *r, enum sl_status st)
+{
+    if (st == SL_EDEVICE)
+        r->dead = st;
+    return st;
+}
+
+static enum sl_status is_dead(struct sl_err *err)
+{
+    return SL_FAIL(err, SL_EDEVICE, "the device failed earlier");
+}
+
+static enum sl_status runner_submit(struct backend *be, const struct batch *b, struct sl_err *err)
+{
+    struct runner *r = as_runner(be);
+    SL_ASSERT(!r->in_flight && r->logits && r->sample);
+    if (r->dead)
+        return is_dead(err);
+    enum sl_status st = r->ops->begin(r->device, b, err);
+    if (st)
+        return poison(r, st);
+    forward_run(&r->forward, b->n_tokens);
+    r->in_flight = b;
+    return SL_OK;
+}
+
+static void make_logits(const struct runner *r, int first, int n)
+{
+    const struct model_spec *s = r->spec;
+    const struct weight *head =
+        weights_matrix(&r->weights, s->tied ? SLOT_EMBED : SLOT_LM_HEAD, -1);
+    r->ops->logits(r->device, r->logits, head, r->forward.x, first, n, s->logit_scale,
+                   s->logit_softcap);
+}
+
+/* The rows of b that read logits [first, first + n), renumbered from 0. *sample and *plogprob say
+ * where the next piece begins (both lists are in order of logits). */
+static struct batch piece_of(struct runner *r, const struct batch *b, int first, int n, int *sample,
+                             int *plogprob)
+{
+    struct batch v = *b;
+    v.n_logits = n;
+    v.logit_row = b->logit_row + first;
+    v.sample = r->piece_sample;
+    v.plogprob = r->piece_plogprob;
+    v.n_samples = v.n_plogprobs = 0;
+    for (; *sample < b->n_samples && b->sample[*sample].logit < first + n; ++*sample) {
+        v.sample[v.n_samples] = b->sample[*sample];
+        v.sample[v.n_samples++].logit -= first;
+    }
+    for (; *plogprob < b->n_plogprobs && b->plogprob[*plogprob].logit < first + n; ++*plogprob) {
+        v.plogprob[v.n_plogprobs] = b->plogprob[*plogprob];
+        v.plogprob[v.n_plogprobs++].logit -= first;
+    }
+    return v;
+}
+
+/* Append n ragged rows of logprobs. */
+static bool append_rows(int32_t *to_start, int at, struct sl_logprob **to, int *cap,
+                        const int32_t *from_start, const struct sl_logprob *from, int n)
+{
+    int used = to_start[at], more = from_start[n];
+    if (!step_result_reserve(to, cap, used, more))
+        return false;
+    if (more)
+        memcpy(*to + used, from, (size_t)more * sizeof *from);
+    for (int i = 1; i <= n; i++)
+        to_start[at + i] = used + from_start[i];
+    return true;
+}
+
+static bool append_piece(struct step_result *r, const struct step_result *p)
+{
+    if (p->n_samples)
+        memcpy(r->token + r->n_samples, p->token, (size_t)p->n_samples * sizeof *p->token);
+    if (!append_rows(r->lp_start, r->n_samples, &r->lp, &r->cap_lp, p->lp_start, p->lp,
+                     p->n_samples) ||
+        !append_rows(r->plp_start, r->n_plogprobs, &r->plp, &r->cap_plp, p->plp_start, p->plp,
+                     p->n_plogprobs))
+        return false;
+    r->n_samples += p->n_samples;
+    r->n_plogprobs += p->n_plogprobs;
+    return true;
+}
+
+static enum sl_status sample_in_pieces(struct runner *r, const struct batch *b,
+                                       struct step_result *out, struct sl_err *err)
+{
+    int sample = 0, plogprob = 0;
+    out->n_samples = out->n_plogprobs = 0;
+    out->lp_start[0] = out->plp_start[0] = 0;
+    for (int first = 0; first < b->n_logits; first += r->logits_rows) {
+        int n = b->n_logits - first < r->logits_rows ? b->n_logits - first : r->logits_rows;
+        struct batch v = piece_of(r, b, first, n, &sample, &plogprob);
+        make_logits(r, first, n);
+        enum sl_status st = r->sample(r->sample_ctx, &v, r->logits, r->piece, err);
+        if (st)
+            return st;
+        if (!append_piece(out, r->piece))
+            return SL_FAIL(err, SL_ENOMEM, "no memory for a step's logprobs");
+    }
+    SL_ASSERT(sample == b->n_samples && plogprob == b->n_plogprobs);
+    return SL_OK;
+}
+
+static enum sl_status runner_collect(struct backend *be, struct step_result *out,
+                                     struct sl_err *err)
+{
+    struct runner *r = as_runner(be);
+    const struct batch *b = r->in_flight;
+    if (r->dead)
+        return is_dead(err);
+    SL_ASSERT(b);
+    r->in_flight = NULL;
+    enum sl_status st;
+    if (b->n_logits <= r->logits_rows) {
+        if (b->n_logits)
+            make_logits(r, 0, b->n_logits);
+        st = r->sample(r->sample_ctx, b, r->logits, out, err);
+    } else {
+        st = sample_in_pieces(r, b, out, err);
+    }
+    enum sl_status ended = r->ops->end(r->device, err);
+    out->done_ns = clock_mono_ns();
+    return poison(r, st ? st : ended);
+}
+
+static int64_t runner_now(struct backend *be)
+{
+    (void)be;
+    return clock_mono_ns();
+}
+
+/* ---- making one ---------------------------------------------------------------------------- */
+
+static void free_buffers(struct runner *r)
+{
+    if (r->forward.ops)
+        forward_fini(&r->forward);
+    if (r->ops)
+        r->ops->free(r->device, r->logits);
+    r->logits = NULL;
+    mem_free(r->piece_sample);
+    mem_free(r->piece_plogprob);
+    r->piece_sample = NULL;
+    r->piece_plogprob = NULL;
+    step_result_destroy(&r->piece);
+}
+
+static void runner_destroy(struct backend *be)
+{
+    struct runner *r = as_runner(be);
+    free_buffers(r);
+    weights_fini(&r->weights);
+    mem_free(r->attn);
+    r->ops->destroy(r->device);
+    mem_free(r);
+}
+
+static const struct backend_ops runner_ops = {.submit = runner_submit,
+                                              .collect = runner_collect,
+                                              .now_ns = runner_now,
+                                              .destroy = runner_destroy};
+
+static enum sl_dtype choose_dtype(const struct runner_config *cfg)
+{
+    static const enum sl_dtype instead[] = {SL_DTYPE_BF16, SL_DTYPE_F16, SL_DTYPE_F32};
+    if (cfg->dtype != SL_DTYPE_AUTO)
+        return cfg->dtype;
+    enum sl_dtype own = cfg->spec->dtype;
+    for (int i = 0; i < 3 && !cfg->ops->supports(cfg->device, own); i++)
+        own = instead[i];
+    return own;
+}
+
+static enum sl_status choose_kv_format(const char *name, enum sl_dtype dtype, enum wformat *out,
+                                       struct sl_err *err)
+{
+    static const struct {
+        const char *name;
+        enum wformat format;
+    } known[] = {{"float32", W_F32}, {"float16", W_F16}, {"bfloat16", W_BF16},
+                 {"int8", W_I8},     {"fp8", W_FP8},     {"fp8_e4m3", W_FP8}};
+    *out = dtype == SL_DTYPE_F32 ? W_F32 : dtype == SL_DTYPE_F16 ? W_F16 : W_BF16;
+    if (!name || !strcmp(name, "auto"))
+        return SL_OK;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!strcmp(name, known[i].name)) {
+            *out = known[i].format;
+            return SL_OK;
+        }
+    return SL_FAIL_PARAM(err, SL_EINVAL, "kv_cache_dtype", "kv_cache_dtype '%.32s' is not known",
+                         name);
+}
+
+/* Bytes of one head's K or V at one position; 8-bit formats keep an f32 scale beside it. */
+static size_t kv_head_bytes(enum wformat f, int head_dim)
+{
+    size_t n = (size_t)head_dim;
+    return f == W_F32 ? 4 * n : f == W_F16 || f == W_BF16 ? 2 * n : n + sizeof(float);
+}
+
+static enum sl_status make_layers(struct runner *r, struct sl_err *err)
+{
+    const struct model_spec *s = r->spec;
+    if (!(r->attn = mem_zalloc((size_t)s->n_layers, sizeof *r->attn)))
+        return SL_FAIL(err, SL_ENOMEM, "no memory for %d layers", s->n_layers);
+    for (int l = 0; l < s->n_layers; l++)
+        r->attn[l] = (struct attn_spec){.n_heads = s->n_heads,
+                                        .n_kv_heads = s->n_kv_heads,
+                                        .head_dim = s->head_dim,
+                                        .group = s->layer[l].group,
+                                        .layer_in_group = s->layer[l].layer_in_group,
+                                        .scale = s->attn_scale,
+                                        .softcap = s->attn_softcap,
+                                        .window = s->layer[l].window,
+                                        .causal = true};
+    struct kv_layout *kv = &r->base.layout;
+    *kv = s->info.layout;
+    for (int g = 0; g < kv->n_groups; g++)
+        kv->group[g].bytes_per_token = 2 * (size_t)kv->group[g].n_layers * (size_t)s->n_kv_heads *
+                                       kv_head_bytes(r->kv_format, s->head_dim);
+    return SL_OK;
+}
+
+static enum sl_status load(struct runner *r, const struct runner_config *cfg, enum sl_dtype dtype,
+                           struct sl_err *err)
+{
+    struct load_request req = {.spec = cfg->spec,
+                               .dir = cfg->dir,
+                               .load_format = cfg->load_format,
+                               .seed = cfg->seed,
+                               .dtype = dtype,
+                               .quantization = cfg->quantization,
+                               .ops = cfg->ops,
+                               .device = cfg->device};
+    return weights_load(&r->weights, &req, err);
+}
+
+enum sl_status runner_create(struct runner **out, const struct runner_config *cfg,
+                             struct sl_err *err)
+{
+    struct runner *r = mem_zalloc(1, sizeof *r);
+    if (!r) {
+        cfg->ops->destroy(cfg->device);
+        return SL_FAIL(err, SL_ENOMEM, "no memory for a runner");
+    }
+    r->base = (struct backend){.ops = &runner_ops,
+                               .name = cfg->ops->name,
+                               .depth = 1,
+                               .vocab_size = cfg->spec->vocab_size};
+    r->spec = cfg->spec;
+    r->ops = cfg->ops;
+    r->device = cfg->device;
+    enum sl_dtype dtype = choose_dtype(cfg);
+    enum sl_status st = SL_OK;
+    if (!cfg->ops->supports(cfg->device, dtype))
+        st = SL_FAIL_PARAM(err, SL_ENOSUPPORT, "dtype", "device %s does not run this dtype",
+                           cfg->ops->name);
+    if (st == SL_OK)
+        st = choose_kv_format(cfg->kv_cache_dtype, dtype, &r->kv_format, err);
+    if (st == SL_OK)
+        st = make_layers(r, err);
+    if (st == SL_OK)
+        st = load(r, cfg, dtype, err);
+    if (st) {
+        runner_destroy(&r->base);
+        return st;
+    }
+    r->base.layout.block_size = cfg->block_size;
+    *out = r;
+    return SL_OK;
+}
+
+static int logits_rows(const struct runner *r, const struct batch_limits *limits)
+{
+    size_t row = (size_t)r->spec->vocab_size * sizeof(float), n = LOGITS_BYTES / row;
+    return n < 1 ? 1 : n < (size_t)limits->max_logits ? (int)n : limits->max_logits;
+}
+
+size_t runner_activation_bytes(const struct runner *r, const struct batch_limits *limits)
+{
+    return forward_bytes(r->spec, r->ops->act_bytes, limits->max_tokens) +
+           (size_t)logits_rows(r, limits) * (size_t)r->spec->vocab_size * sizeof(float);
+}
+
+static enum sl_status take_buffers(struct runner *r, const struct batch_limits *limits,
+                                   struct sl_err *err)
+{
+    r->forward = (struct forward){.spec = r->spec,
+                                  .weights = &r->weights,
+                                  .attn = r->attn,
+                                  .ops = r->ops,
+                                  .device = r->device};
+    enum sl_status st = forward_alloc(&r->forward, limits->max_tokens, err);
+    if (st)
+        return st;
+    r->logits_rows = logits_rows(r, limits);
+    size_t bytes = (size_t)r->logits_rows * (size_t)r->spec->vocab_size * sizeof(float);
+    if (!(r->logits = r->ops->alloc(r->device, bytes, "logits", err)))
+        return SL_FAIL(err, SL_ENOMEM, "no memory for logits (%zu bytes)", bytes);
+    if (r->logits_rows == limits->max_logits)
+        return SL_OK;
+    r->piece_sample = mem_alloc((size_t)limits->max_samples, sizeof *r->piece_sample);
+    r->piece_plogprob = mem_alloc((size_t)limits->max_logits, sizeof *r->piece_plogprob);
+    if (!r->piece_sample || !r->piece_plogprob)
+        return SL_FAIL(err, SL_ENOMEM, "no memory for %d logit rows", limits->max_logits);
+    return step_result_create(&r->piece, limits, err);
+}
+
+enum sl_status runner_take_kv(struct runner *r, int n_blocks, const struct batch_limits *limits,
+                              struct sl_err *err)
+{
+    free_buffers(r);
+    r->base.layout.n_blocks = n_blocks;
+    enum sl_status st = r->ops->kv_create(r->device, &r->base.layout, r->attn, r->spec->n_layers,
+                                          r->kv_format, err);
+    if (st == SL_OK)
+        st = take_buffers(r, limits, err);
+    if (st)
+        free_buffers(r);
+    return st;
+}
+
+void runner_set_sampler(struct runner *r, sample_fn fn, void *ctx)
+{
+    r->sample = fn;
+    r->sample_ctx = ctx;
+}
+
+struct backend *runner_backend(struct runner *r)
+{
+    return &r->base;
+}
