@@ -26,7 +26,6 @@
     .off = offsetof(struct options, member), .off_n = offsetof(struct options, count)
 #define NOT_STORED .off = FLAG_NOWHERE
 
-/* clang-format off: a row is one thought, and rows line up */
 #define MODEL_GROUP .group = "Model"
 #define MODEL_ROW(kind_, name_) .name = name_, .kind = kind_, .commands = ENGINE, MODEL_GROUP
 #define KV_ROW(kind_, name_) .name = name_, .kind = kind_, .commands = ENGINE, .group = "KV cache"
@@ -717,7 +716,6 @@ const struct flag flag_table[] = {
     {LOAD_ROW(FLAG_BOOL, "trust-remote-code"), .state = FLAG_NO_EFFECT, NOT_STORED,
      .help = "No model code is ever run."},
 };
-/* clang-format on */
 
 const int flag_table_n = sizeof flag_table / sizeof *flag_table;
 

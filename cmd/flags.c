@@ -312,7 +312,7 @@ static bool store_json(struct flags *f, const struct flag *flag, const char *tex
 /* `text` lives as long as the options. */
 static bool store(struct flags *f, const struct flag *flag, const char *text)
 {
-    long long index;
+    long long index = 0;
     switch (flag->kind) {
     case FLAG_BOOL:
         return true; /* flags_set has done it */
