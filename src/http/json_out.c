@@ -57,6 +57,42 @@ void json_put_str(struct strbuf *b, const char *s, size_t n)
     strbuf_addc(b, '"');
 }
 
+/* Bytes of the well-formed UTF-8 character at s, or 0. */
+static size_t utf8_length(const unsigned char *s, size_t n)
+{
+    static const unsigned char least[] = {0, 0, 0x80, 0xa0, 0x90}; /* no overlong forms */
+    size_t want = s[0] < 0x80   ? 1
+                  : s[0] < 0xc2 ? 0
+                  : s[0] < 0xe0 ? 2
+                  : s[0] < 0xf0 ? 3
+                  : s[0] < 0xf5 ? 4
+                                : 0;
+    if (want < 2 || want > n)
+        return want > n ? 0 : want;
+    for (size_t i = 1; i < want; i++)
+        if ((s[i] & 0xc0) != 0x80)
+            return 0;
+    if ((s[0] == 0xe0 || s[0] == 0xf0) && s[1] < least[want])
+        return 0;
+    if ((s[0] == 0xed && s[1] > 0x9f) || (s[0] == 0xf4 && s[1] > 0x8f))
+        return 0; /* surrogates, beyond U+10FFFF */
+    return want;
+}
+
+void json_put_lossy(struct strbuf *b, const char *s, size_t n)
+{
+    strbuf_addc(b, '"');
+    for (size_t i = 0; i < n;) {
+        size_t len = utf8_length((const unsigned char *)s + i, n - i);
+        if (len)
+            json_put_escaped(b, s + i, len);
+        else
+            strbuf_add(b, "\xef\xbf\xbd", 3);
+        i += len ? len : 1;
+    }
+    strbuf_addc(b, '"');
+}
+
 void json_put_cstr(struct strbuf *b, const char *s)
 {
     if (s)

@@ -12,6 +12,9 @@
  */
 void json_put_escaped(struct strbuf *b, const char *s, size_t n);
 void json_put_str(struct strbuf *b, const char *s, size_t n);
+/* The same for bytes that need not be UTF-8 (a message cut by a fixed buffer, a token that is a
+ * part of a character): each bad byte becomes U+FFFD. */
+void json_put_lossy(struct strbuf *b, const char *s, size_t n);
 /* NULL gives null. */
 void json_put_cstr(struct strbuf *b, const char *s);
 void json_put_int(struct strbuf *b, int64_t v);

@@ -73,23 +73,10 @@ bool oai_fail_err(struct oai_error *e, const struct sl_err *err)
     return oai_fail(e, status_of(err->code), NULL, err->param, "%s", err->msg);
 }
 
-/* A message may quote what the client sent, cut anywhere by a fixed buffer: keep it valid UTF-8. */
-static size_t valid_prefix(const char *s, size_t n)
-{
-    size_t i = n;
-    while (i && n - i < 4 && ((unsigned char)s[i - 1] & 0xc0) == 0x80)
-        i--;
-    if (!i)
-        return n;
-    unsigned char lead = (unsigned char)s[i - 1];
-    size_t want = lead < 0x80 ? 1 : lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
-    return n - (i - 1) < want ? i - 1 : n;
-}
-
 void oai_error_json(struct strbuf *out, const struct oai_error *e)
 {
     strbuf_adds(out, "{\"error\":{\"message\":");
-    json_put_str(out, e->err.msg, valid_prefix(e->err.msg, strlen(e->err.msg)));
+    json_put_lossy(out, e->err.msg, strlen(e->err.msg));
     strbuf_adds(out, ",\"type\":");
     json_put_cstr(out, e->type);
     strbuf_adds(out, ",\"param\":");
