@@ -48,7 +48,8 @@ static void ref_free(struct device *d, void *p)
     mem_free(p);
 }
 
-bool ref_reserve_row(struct device *d, size_t n)
+/* Grow the scratch row; while preparing, never in a step. */
+static bool reserve_row(struct device *d, size_t n)
 {
     if (n <= d->row_cap)
         return true;
@@ -57,6 +58,18 @@ bool ref_reserve_row(struct device *d, size_t n)
         return false;
     d->row = row;
     d->row_cap = n;
+    return true;
+}
+
+static bool reserve_kv_row(struct device *d, size_t n)
+{
+    if (n <= d->kv_row_cap)
+        return true;
+    float *row = mem_realloc(d->kv_row, n, sizeof *row);
+    if (!row)
+        return false;
+    d->kv_row = row;
+    d->kv_row_cap = n;
     return true;
 }
 
@@ -133,7 +146,7 @@ static enum sl_status ref_weight_prepare(struct device *d, struct weight *out,
     w.data = mem_aligned(w.bytes, 1, 64);
     w.bias = has_bias ? mem_alloc((size_t)w.rows, sizeof(float)) : NULL;
     enum sl_status st = SL_OK;
-    if (!w.data || (has_bias && !w.bias) || !ref_reserve_row(d, (size_t)w.cols))
+    if (!w.data || (has_bias && !w.bias) || !reserve_row(d, (size_t)w.cols))
         st = SL_FAIL(err, SL_ENOMEM, "no memory for tensor '%s' (%zu bytes)", name, w.bytes);
     if (st == SL_OK)
         st = take_parts(&w, src, name, err);
@@ -177,7 +190,8 @@ static bool kv_create_layer(struct device *d, const struct kv_layout *layout,
     size_t bytes = (size_t)kv->width * ref_bytes(d->kv_format);
     kv->k = mem_zalloc(n, bytes);
     kv->v = mem_zalloc(n, bytes);
-    return kv->k && kv->v && ref_reserve_row(d, 2 * (size_t)a->head_dim);
+    return kv->k && kv->v && reserve_row(d, 2 * (size_t)a->head_dim) &&
+           reserve_kv_row(d, (size_t)a->head_dim);
 }
 
 static enum sl_status ref_kv_create(struct device *d, const struct kv_layout *layout,
@@ -241,6 +255,7 @@ static void ref_destroy(struct device *d)
         return;
     kv_destroy(d);
     mem_free(d->row);
+    mem_free(d->kv_row);
     mem_free(d);
 }
 

@@ -23,14 +23,14 @@ struct device {
     double *row; /* [row_cap]: one weight row or one head's sums, widened */
     size_t row_cap;
     double chunk[ATTN_CHUNK]; /* scores of one KV chunk */
+    float *kv_row;            /* [kv_row_cap]: one head's K or V, widened */
+    size_t kv_row_cap;
 };
 
 /* Element i of values stored as W_F32, W_F16 or W_BF16. */
 float ref_get(const void *data, enum wformat format, size_t i);
 void ref_put(void *data, enum wformat format, size_t i, float v);
 size_t ref_bytes(enum wformat format); /* 0: not a format that ref stores */
-/* Grow the scratch row; only while preparing, never in a step. */
-bool ref_reserve_row(struct device *d, size_t n);
 
 void ref_embed(struct device *d, float *h, const struct weight *e, float scale,
                const struct weight *p, int pos_offset);

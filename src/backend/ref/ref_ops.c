@@ -10,6 +10,7 @@ static double dot(const double *a, const float *x, int n)
     double s[8] = {0};
     int i = 0;
     for (; n - i >= 8; i += 8)
+#pragma GCC unroll 8
         for (int j = 0; j < 8; j++)
             s[j] += a[i + j] * (double)x[i + j];
     for (; i < n; i++)
@@ -196,26 +197,36 @@ struct query {
     int pos, from, to, head;
 };
 
-static size_t kv_at(const struct device *d, const struct query *q, int pos)
+/* The head's n values of K or V at a position, as floats: in place if the cache holds floats. */
+static const float *kv_row(struct device *d, const struct query *q, const void *data, int pos)
 {
+    int kv_head = q->head / (q->a->n_heads / q->a->n_kv_heads), n = q->a->head_dim;
     size_t slot = (size_t)q->block[pos / d->block_size] * (size_t)d->block_size +
                   (size_t)(pos % d->block_size);
-    int kv_head = q->head / (q->a->n_heads / q->a->n_kv_heads);
-    return slot * (size_t)q->kv->width + (size_t)kv_head * (size_t)q->a->head_dim;
+    size_t at = slot * (size_t)q->kv->width + (size_t)kv_head * (size_t)n;
+    if (d->kv_format == W_F32)
+        return (const float *)data + at;
+    for (int i = 0; i < n; i++)
+        d->kv_row[i] = ref_get(data, d->kv_format, at + (size_t)i);
+    return d->kv_row;
 }
 
-static double score(const struct device *d, const struct query *q, int pos)
+static double score(struct device *d, const struct query *q, int pos)
 {
-    size_t at = kv_at(d, q, pos);
-    double s = 0;
-    for (int i = 0; i < q->a->head_dim; i++)
-        s += q->q[i] * (double)ref_get(q->kv->k, d->kv_format, at + (size_t)i);
-    s *= (double)q->a->scale;
+    double s = dot(q->q, kv_row(d, q, q->kv->k, pos), q->a->head_dim) * (double)q->a->scale;
     if (q->a->softcap != 0)
         s = (double)q->a->softcap * tanh(s / (double)q->a->softcap);
     if (q->a->alibi)
         s += (double)q->a->alibi[q->head] * (pos - q->pos);
     return s;
+}
+
+/* n % 8 == 0, as every head size is. */
+static void add_scaled(double *restrict acc, double w, const float *restrict v, int n)
+{
+    for (int i = 0; i < n; i += 8)
+        for (int j = 0; j < 8; j++)
+            acc[i + j] += w * (double)v[i + j];
 }
 
 /* Softmax over chunks at absolute positions, combined in order:
@@ -240,10 +251,8 @@ static void attend(struct device *d, const struct query *q, double *acc, float *
             acc[i] *= old;
         for (int p = begin; p < end; p++) {
             double w = exp(d->chunk[p - begin] - m);
-            size_t at = kv_at(d, q, p);
             total += w;
-            for (int i = 0; i < n; i++)
-                acc[i] += w * (double)ref_get(q->kv->v, d->kv_format, at + (size_t)i);
+            add_scaled(acc, w, kv_row(d, q, q->kv->v, p), n);
         }
         top = m;
         begin = end;
