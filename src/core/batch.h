@@ -9,8 +9,8 @@
  * Logits are computed for rows logit_row[0 .. n_logits); sample rows and prompt-logprob rows name
  * an index into logit_row, in ascending order each, so that a runner may take logits in pieces.
  * Several sample rows may share one (n > 1 after the prompt).
- * Copies come before everything else of the step. A block-table entry may be -1 where a group's
- * window has passed it: no row of the step reads it.
+ * Copies come before everything else of the step, in order (one may read what a later one writes).
+ * A block-table entry may be -1 where a group's window has passed it: no row of the step reads it.
  *
  * Arrays are declared in BATCH_ARRAYS alone: name, type, length bound. batch_create() plans them
  * from the limits and allocates once; a step never allocates.

@@ -31,6 +31,7 @@ enum seq_state { SEQ_NEW, SEQ_WAITING, SEQ_RUNNING, SEQ_FINISHED };
 struct block_table {
     int32_t *block;
     int n, cap;
+    int first; /* blocks before this one are -1 */
 };
 
 /* Where a sequence stands in the prefix cache's tree of block contents. */
@@ -71,7 +72,8 @@ struct sequence {
     struct kv_chain chain; /* after n_hashed blocks */
     uint64_t plan_step;    /* the last plan that gave it something to do */
     int n_planned;         /* tokens that this plan computes */
-    int n_pad;             /* static batching: rows computed past the prompt, as padding */
+    int n_pad_planned;     /* rows of padding after them (static batching) */
+    int n_pad;             /* rows of padding so far */
     int admit_need;        /* blocks that were missing when it was last refused, 0: not tried */
 };
 
