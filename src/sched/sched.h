@@ -31,6 +31,7 @@ struct sched_config {
 
 SL_MUST_CHECK enum sl_status sched_create(struct sched **out, const struct sched_config *cfg,
                                           struct sl_err *err);
+/* Every step must have been read or discarded. Requests still queued are aborted. */
 void sched_destroy(struct sched **s);
 /* Limits for batch_create and step_result_create. */
 void sched_batch_limits(const struct sched *s, struct batch_limits *out);
@@ -74,6 +75,10 @@ typedef void (*sched_sink)(void *ctx, const struct sched_event *ev);
  * EOS, stop ids, length, repetition), free the blocks of finished ones, report each token. */
 void sched_update(struct sched *s, const struct batch *b, const struct step_result *r,
                   sched_sink sink, void *ctx);
+
+/* The backend died: a step in flight will never be read. Its sequences are not held by it any more;
+ * abort them. */
+void sched_discard(struct sched *s, const struct batch *b);
 
 struct sched_stats {
     int n_running, n_waiting, n_blocks, n_blocks_used;

@@ -1,8 +1,11 @@
 /* sim.h - a backend that takes virtual time and makes up tokens.
  *
- * A step lasts as long as a roofline says: max(bytes / bandwidth, flops / rate) over weights, KV
- * and attention, plus a launch cost. Its tokens are a hash of (request seed, choice, position):
- * they do not depend on the batch, nor on depth. The scheduler and server above are the real ones.
+ * A step lasts as long as a roofline says: the dense products take max(weight bytes / bandwidth,
+ * flops / rate), attention takes max(KV bytes / bandwidth, flops / rate), and a launch costs
+ * something; see cost.h. Its tokens are a hash of (request seed, choice, position): they do not
+ * depend on the batch, nor on depth. The scheduler and server above are the real ones.
+ *
+ * SPDX-License-Identifier: Apache-2.0
  * Thread: the engine thread. */
 #ifndef SL_BACKEND_SIM_SIM_H
 #define SL_BACKEND_SIM_SIM_H
@@ -21,5 +24,7 @@ struct sim_config {
 
 SL_MUST_CHECK enum sl_status sim_create(struct backend **out, const struct sim_config *cfg,
                                         struct sl_err *err);
+/* Virtual time during which the device computed, summed. */
+int64_t sim_busy_ns(const struct backend *be);
 
 #endif

@@ -1,0 +1,135 @@
+/* internal.h - the scheduler's state, and what its files ask of each other.
+ *
+ *     sched.c   life of a request: add, abort, finish; limits, statistics, checks
+ *     policy.c  who gets how many tokens: mixed, prefill-first
+ *     policy_batch.c                      static, request
+ *     admit.c   a waiting sequence begins to run; preemption
+ *     blocks.c  a sequence's block tables over the pool
+ *     plan.c    the decision becomes a batch; forks
+ *     update.c  tokens come back; stop rules
+ *
+ * Invariants, verified by sched_check():
+ *   - every unfinished sequence that exists is on exactly one queue, both are in order;
+ *   - rows: each of [0, max_num_seqs) is free or of one running sequence (or ghost);
+ *   - a block's reference count is the number of tables that name it;
+ *   - the pool's and each sequence's own.
+ *
+ * SPDX-License-Identifier: Apache-2.0
+ * Thread: the engine thread. */
+#ifndef SL_SCHED_INTERNAL_H
+#define SL_SCHED_INTERNAL_H
+
+#include "sched/intpool.h"
+#include "sched/kvpool.h"
+#include "sched/queue.h"
+#include "sched/sched.h"
+
+/* Logit rows a step may spend on prompt logprobs, beside one for each sequence: it bounds the
+ * logits buffer, so a long prompt that wants them is computed in more chunks. */
+enum { PLOGPROB_ROWS = 128 };
+
+/* Decides what a step computes, through give(); false: a policy has nothing to do. */
+typedef void (*policy_fn)(struct sched *s, struct batch *b);
+
+struct sched {
+    struct sched_config cfg;
+    policy_fn policy;
+    bool forks;  /* choices share the prompt; otherwise each computes its own */
+    int max_len; /* tokens of a sequence */
+    struct kvpool *pool;
+    struct intpool ints;
+    struct queue waiting, running;
+    int32_t *free_row; /* [max_num_seqs]: a stack */
+    int n_free_rows;
+    struct sched_stats stats;
+
+    /* The plan being made. */
+    uint64_t step, n_steps; /* plans tried, and made */
+    int64_t now_ns;
+    struct sequence **entry; /* [max_num_seqs] */
+    int n_entries;
+    int n_left;        /* of the token budget */
+    int plogprob_left; /* of PLOGPROB_ROWS */
+    int rows_promised; /* to the forks of prompts that this plan completes */
+    bool preempted;    /* somebody, so nobody is admitted */
+
+    /* Static batching: a member that has ended keeps its row and blocks, and goes on computing
+     * padding, until all have ended. */
+    struct sequence *ghost; /* [max_num_seqs], NULL with other policies */
+    int n_ghosts;
+    struct request ghost_request;
+};
+
+static inline int ceil_div(int a, int b)
+{
+    return (a + b - 1) / b;
+}
+
+/* Tokens that are known, or will be after the steps in flight. */
+static inline int seq_length(const struct sequence *q)
+{
+    return q->n_tokens + q->n_inflight;
+}
+
+/* Length at which it ends whatever it samples. max_tokens 0 still samples once: the prompt's last
+ * row has to be computed, and its token is thrown away. */
+static inline int seq_limit(const struct sched *s, const struct sequence *q)
+{
+    int n = q->req->params.max_tokens > 0 ? q->req->params.max_tokens : 1;
+    return n < s->max_len - q->n_prompt ? q->n_prompt + n : s->max_len;
+}
+
+/* Tokens to compute before the next can be sampled; 0 once the last is in flight. */
+static inline int seq_todo(const struct sched *s, const struct sequence *q)
+{
+    return seq_length(q) < seq_limit(s, q) ? seq_length(q) - q->n_computed : 0;
+}
+
+/* It has something to compute that this plan has not given it yet. */
+static inline bool seq_ready(const struct sched *s, const struct sequence *q)
+{
+    return q->plan_step != s->step && seq_todo(s, q) > 0;
+}
+
+/* blocks.c */
+/* Takes the blocks of `reserve` positions, after what the prefix cache gives (*n_hit blocks);
+ * false: they do not fit, nothing has changed. spare: free blocks to leave. */
+bool blocks_admit(struct sched *s, struct sequence *q, int reserve, int spare);
+/* Room for one more step up to position `upto`, the block written to being q's own; false: none
+ * are left. Copies go to b. */
+bool blocks_cover(struct sched *s, struct sequence *q, int upto, struct batch *b);
+void blocks_release(struct sched *s, struct sequence *q);
+/* c's tables become p's. false: no memory for the tables. */
+bool blocks_share(struct sched *s, const struct sequence *p, struct sequence *c);
+void blocks_publish(struct sched *s, struct sequence *q); /* full blocks to the prefix cache */
+
+/* admit.c */
+/* From waiting to running; false: no row, no blocks, no memory, or its tokens are in flight. */
+bool admit(struct sched *s, struct sequence *q, int reserve, int spare);
+void preempt(struct sched *s, struct sequence *q);
+/* Blocks for one more token of every sequence that decodes, by preemption if need be. */
+void grow_running(struct sched *s, struct batch *b);
+
+/* policy.c */
+void policy_mixed(struct sched *s, struct batch *b);
+void policy_prefill_first(struct sched *s, struct batch *b);
+void policy_batch(struct sched *s, struct batch *b); /* policy_batch.c: static and request */
+/* This plan computes n more tokens of q. */
+void give(struct sched *s, struct sequence *q, int n);
+void give_decodes(struct sched *s);
+/* At most n, as the rows for prompt logprobs allow. */
+int cap_plogprobs(const struct sched *s, const struct sequence *q, int n);
+
+/* policy_batch.c */
+void ghosts_add(struct sched *s, struct sequence *q); /* takes q's row and blocks */
+void ghosts_drop(struct sched *s);
+
+/* sched.c */
+void sequence_finish(struct sched *s, struct sequence *q, enum sl_finish why);
+/* A step that named q was read. */
+void sequence_unhold(struct sched *s, struct sequence *q);
+void enqueue_rest(struct sched *s, struct request *r); /* choices that did not fork, to waiting */
+int32_t row_take(struct sched *s);
+void row_give(struct sched *s, struct sequence *q);
+
+#endif

@@ -1,0 +1,138 @@
+/* Tokens come back: sequences grow, stop rules are applied, what was sampled past a stop is thrown
+ * away.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "sched/internal.h"
+
+#include <string.h>
+
+static bool is_stop_id(const struct sl_sampling_params *p, int32_t token)
+{
+    for (int i = 0; i < p->n_stop_token_ids; i++)
+        if (p->stop_token_ids[i] == token)
+            return true;
+    return false;
+}
+
+/* The output ends in some pattern of the sizes asked for, min_count times in a row. */
+static bool repeats(const struct sl_sampling_params *p, const int32_t *out, int n)
+{
+    int from = p->repetition_min_pattern > 0 ? p->repetition_min_pattern : 1;
+    if (p->repetition_max_pattern <= 0 || p->repetition_min_count < 2)
+        return false;
+    for (int size = from; size <= p->repetition_max_pattern; size++) {
+        if (size > n / p->repetition_min_count)
+            return false;
+        int span = size * (p->repetition_min_count - 1); /* equal to itself, shifted by size */
+        const int32_t *end = out + n;
+        if (memcmp(end - span, end - span - size, (size_t)span * sizeof *out) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* vLLM's order. The context's length binds even below min_tokens. */
+static enum sl_finish stop_rule(const struct sched *s, struct sequence *q, int32_t token)
+{
+    const struct seq_params *params = &q->req->params;
+    const struct sl_sampling_params *p = &params->p;
+    int n_out = q->n_tokens - q->n_prompt;
+    bool full = q->n_tokens >= s->max_len;
+    if (n_out < p->min_tokens)
+        return full ? SL_LENGTH : SL_RUNNING;
+    if (!p->ignore_eos && params->eos_token >= 0 && token == params->eos_token)
+        return SL_STOP;
+    if (is_stop_id(p, token)) {
+        q->stop_kind = SL_STOP_TOKEN;
+        q->stop_token = token;
+        return SL_STOP;
+    }
+    if (full || n_out >= params->max_tokens)
+        return SL_LENGTH;
+    return repeats(p, q->tokens + q->n_prompt, n_out) ? SL_REPETITION : SL_RUNNING;
+}
+
+static bool append(struct sched *s, struct sequence *q, int32_t token)
+{
+    if (!intpool_grow(&s->ints, &q->tokens, &q->cap_tokens, q->n_tokens, q->n_tokens + 1))
+        return false;
+    q->tokens[q->n_tokens++] = token;
+    return true;
+}
+
+static void take_token(struct sched *s, struct sequence *q, struct sched_event *ev, sched_sink sink,
+                       void *ctx)
+{
+    if (q->req->params.max_tokens <= 0) {
+        ev->finish = SL_LENGTH; /* only the prompt was asked for */
+        ev->n_lp = 0;
+    } else if (ev->token < 0 || !append(s, q, ev->token)) {
+        ev->finish = SL_ERROR; /* NaN logits, or no memory */
+        ev->n_lp = 0;
+    } else {
+        ev->has_token = true;
+        ev->finish = stop_rule(s, q, ev->token);
+        if (q->first_token_ns == 0)
+            q->first_token_ns = ev->now_ns;
+    }
+    if (ev->finish != SL_RUNNING)
+        sequence_finish(s, q, ev->finish);
+    else if (q->state == SEQ_RUNNING)
+        blocks_publish(s, q);
+    sink(ctx, ev);
+    if (ev->has_token)
+        q->last_token_ns = ev->now_ns;
+}
+
+static void report_plogprobs(const struct batch *b, const struct step_result *r, sched_sink sink,
+                             void *ctx)
+{
+    for (int i = 0; i < b->n_plogprobs; i++) {
+        const struct plogprob_row *row = &b->plogprob[i];
+        if (row->seq->state == SEQ_FINISHED)
+            continue;
+        struct sched_event ev = {.seq = (struct sequence *)row->seq,
+                                 .token = row->token,
+                                 .is_prompt_logprob = true,
+                                 .pos = b->pos[b->logit_row[row->logit]] + 1,
+                                 .lp = r->plp + r->plp_start[i],
+                                 .n_lp = r->plp_start[i + 1] - r->plp_start[i],
+                                 .now_ns = r->done_ns};
+        sink(ctx, &ev);
+    }
+}
+
+static void unhold_all(struct sched *s, const struct batch *b)
+{
+    for (int i = 0; i < b->n_samples; i++)
+        sequence_unhold(s, (struct sequence *)b->sample[i].seq);
+    for (int i = 0; i < b->n_seqs; i++)
+        sequence_unhold(s, (struct sequence *)b->seq[i]);
+}
+
+void sched_update(struct sched *s, const struct batch *b, const struct step_result *r,
+                  sched_sink sink, void *ctx)
+{
+    SL_ASSERT(r->n_samples == b->n_samples && r->n_plogprobs == b->n_plogprobs);
+    report_plogprobs(b, r, sink, ctx);
+    for (int i = 0; i < b->n_samples; i++) {
+        struct sequence *q = (struct sequence *)b->sample[i].seq; /* the scheduler's own */
+        q->n_inflight--;
+        if (q->state == SEQ_FINISHED)
+            continue; /* a stop found late, or aborted: computed for nothing */
+        struct sched_event ev = {.seq = q,
+                                 .token = r->token[i],
+                                 .pos = b->sample[i].pos,
+                                 .lp = r->lp + r->lp_start[i],
+                                 .n_lp = r->lp_start[i + 1] - r->lp_start[i],
+                                 .now_ns = r->done_ns};
+        take_token(s, q, &ev, sink, ctx);
+    }
+    unhold_all(s, b);
+}
+
+void sched_discard(struct sched *s, const struct batch *b)
+{
+    for (int i = 0; i < b->n_samples; i++)
+        ((struct sequence *)b->sample[i].seq)->n_inflight--;
+    unhold_all(s, b);
+}
