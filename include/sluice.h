@@ -121,8 +121,9 @@ struct sl_config {
     int stream_interval;              /* tokens an event, 1 */
     int max_logprobs;                 /* 20; -1: no limit */
     enum sl_logprobs_mode logprobs_mode;
-    int max_queued_reqs; /* 16384: beyond it sl_submit gives SL_EAGAIN */
-    int threads;         /* compute threads; 0: cores that the quota grants */
+    int max_queued_reqs;     /* 16384: beyond it sl_submit gives SL_EAGAIN */
+    size_t max_unread_bytes; /* 4 MiB: a request whose unread output passes it is aborted */
+    int threads;             /* compute threads; 0: cores that the quota grants */
     bool skip_tokenizer_init;
     bool enforce_eager;
     bool log_requests, log_outputs; /* --enable-log-requests, --enable-log-outputs */
@@ -198,7 +199,11 @@ struct sl_engine_info {
     const char *const *served_names;
     int n_served_names;
     int max_model_len, vocab_size, block_size, n_kv_blocks;
-    int max_num_seqs, max_num_batched_tokens, max_logprobs;
+    int max_num_seqs, max_num_batched_tokens, max_logprobs, max_queued_reqs;
+    /* Of the generation config (a cap on every request's max_tokens, in vLLM's server), SL_NONE:
+     * unset. */
+    int max_new_tokens;
+    int64_t started_s; /* seconds since 1970 */
     bool has_tokenizer, has_chat_template;
     bool dead; /* the device failed */
 };

@@ -84,6 +84,9 @@ struct seq_params {
     int32_t *bad_word_tokens; /* all, concatenated */
     int *bad_word_start;      /* [n_bad_word_seqs + 1] */
     int n_bad_word_seqs;
+    /* Every EOS and stop id: what min_tokens forbids, also under ignore_eos. */
+    int32_t *all_stop_ids;
+    int n_all_stop_ids;
     int32_t eos_token; /* the primary EOS, -1: none; ignored with ignore_eos */
     int max_tokens;    /* resolved, >= 0 */
     uint64_t seed;     /* resolved: the request's, or drawn at submission */

@@ -1,0 +1,132 @@
+/* oai.h - an OpenAI API request as data: JSON body -> checked fields -> tokens and parameters.
+ *
+ * Three steps, all without a socket and without waiting:
+ *   oai_parse    body bytes -> struct oai_request: the fields' table, then the rules across fields;
+ *   oai_prompts  chat template and tokenizer: the token ids of each prompt, lengths checked;
+ *   (call.c      submits them and turns outputs into JSON with choice.h.)
+ * Names, defaults and error texts are vLLM's.
+ *
+ * Thread: a request belongs to one thread at a time; struct oai_env is immutable while serving. */
+#ifndef SL_HTTP_OAI_H
+#define SL_HTTP_OAI_H
+
+#include "base/mem.h"
+#include "base/status.h"
+#include "base/strbuf.h"
+
+#include <jansson.h>
+
+enum oai_api {
+    OAI_COMPLETIONS = 1,
+    OAI_CHAT = 2,
+    OAI_TOKENIZE = 4,
+    OAI_DETOKENIZE = 8,
+    OAI_GENERATE = OAI_COMPLETIONS | OAI_CHAT
+};
+
+enum {
+    OAI_MAX_PROMPTS = 1024,       /* VLLM_MAX_COMPLETION_PROMPTS */
+    OAI_MAX_STOP = 4,             /* VLLM_MAX_STOP_STRINGS */
+    OAI_MAX_CHOICES = 16384,      /* prompts x n of one HTTP request */
+    OAI_MAX_JSON_VALUES = 1 << 20 /* each costs about 50 bytes once parsed */
+};
+
+/* What requests are checked against. */
+struct oai_env {
+    const struct sl_server_config *cfg;
+    const struct sl_text *text; /* NULL without a tokenizer */
+    struct sl_engine_info info;
+    struct sl_sampling_params defaults; /* of the model's generation config */
+    json_t *default_kwargs;             /* --default-chat-template-kwargs: object or NULL */
+    int max_new_tokens;                 /* server-wide cap of the generation config; SL_NONE */
+    size_t max_token_chars;             /* of the longest token; 0: unknown */
+};
+
+/* An error on its way to the client. The first one stays. */
+struct oai_error {
+    int status; /* 0: no error */
+    const char *type;
+    struct sl_err err; /* msg and param; param "" becomes null */
+};
+/* `type` NULL: the one that belongs to the status. Returns false, so that a check can end in it. */
+bool oai_fail(struct oai_error *e, int status, const char *type, const char *param, const char *fmt,
+              ...) __attribute__((format(printf, 5, 6)));
+bool oai_fail_err(struct oai_error *e, const struct sl_err *err);
+const char *oai_status_type(int status); /* "BadRequestError", ... */
+/* {"error":{"message","type","param","code"}} */
+void oai_error_json(struct strbuf *out, const struct oai_error *e);
+
+struct oai_prompt {
+    const char *text; /* as sent or rendered; NULL for token ids and after truncation */
+    size_t bytes;
+    int32_t *tokens; /* owned, sl_free */
+    int n_tokens;
+    int max_tokens; /* for params.max_tokens: what fits */
+};
+
+struct oai_request {
+    enum oai_api api;
+    struct arena arena; /* arrays made from the body */
+    json_t *body;       /* strings are borrowed from it; oai_drop_body gives it up */
+
+    const char *model;
+    bool stream, echo, add_special_tokens;
+    bool want_logprobs;
+    int top_logprobs; /* chosen and this many; -1: all. Completions: `logprobs` */
+    bool include_usage, continuous_usage;
+    bool return_tokens_as_token_ids, return_token_ids, return_token_strs, return_prompt_text;
+    int max_tokens, max_completion_tokens; /* SL_NONE: absent */
+    int priority;
+    const char *request_id, *cache_salt;
+    bool truncate_right;
+    struct sl_sampling_params params;
+
+    /* completions */
+    json_t *prompt;
+    /* chat and tokenize */
+    json_t *messages, *tools, *tool_choice, *documents, *chat_template_kwargs;
+    const char *chat_template, *reasoning_effort;
+    bool add_generation_prompt, continue_final_message, has_add_generation_prompt;
+    char *rendered;        /* what the template made; owned (sl_free) */
+    const char *echo_text; /* chat: the last message, when `echo` repeats it */
+    const char *role;      /* of the answer */
+    /* detokenize */
+    const int32_t *tokens;
+    int n_tokens;
+
+    /* made by oai_prompts */
+    struct oai_prompt *prompts;
+    int n_prompts;
+    bool only_echo; /* completions: echo with max_tokens 0 */
+
+    /* raw fields that only the cross-field rules look at */
+    json_t *stop, *stream_options, *response_format, *structured_outputs, *prompt_embeds,
+        *kv_transfer_params, *ec_transfer_params, *vllm_xargs, *repetition_detection, *logit_bias;
+    const char *suffix, *truncation_side;
+    bool use_beam_search, logprobs_flag;
+    int thinking_token_budget, logprobs_count;
+};
+
+/* False: *e says what is wrong. The request must be freed with oai_fini either way. */
+bool oai_parse(struct oai_request *r, enum oai_api api, const struct oai_env *env, const char *body,
+               size_t bytes, struct oai_error *e);
+bool oai_prompts(struct oai_request *r, const struct oai_env *env, struct oai_error *e);
+/* After the prompts were submitted: the body is not needed any more. */
+void oai_drop_body(struct oai_request *r);
+void oai_fini(struct oai_request *r);
+
+/* ---- pieces of the above, for each other and for tests */
+
+/* oai_fields.c: the table. Applies every known field of `body` to *r. */
+bool oai_fields_apply(struct oai_request *r, const json_t *body, struct oai_error *e);
+/* Known fields of an API in the table's order, for tests against openapi.json; NULL at the end. */
+const char *oai_field_name(enum oai_api api, int i);
+
+/* oai_chat.c: messages as the template wants them, and the template's variables (new reference). */
+json_t *oai_chat_vars(struct oai_request *r, const struct oai_env *env, struct oai_error *e);
+/* Cut `text` behind the final message's content (continue_final_message). */
+bool oai_cut_final_message(char *text, const char *content, struct oai_error *e);
+/* Largest number of prompt tokens that leaves room for the output asked for. */
+int oai_prompt_limit(const struct oai_request *r, const struct oai_env *env);
+
+#endif

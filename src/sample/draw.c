@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "sample/draw.h"
+
+#include "sample/rowmath.h"
+
+#include <math.h>
+#include <string.h>
+
+/* min_p and top_k each keep an upper set, so together they are one threshold on the logits.
+ * Values equal to the k-th stay, as in vLLM. */
+static float keep_threshold(const struct draw_params *p, const float *x, int n, float max,
+                            int32_t *top)
+{
+    float lo = -INFINITY;
+    if (p->min_p > 0)
+        lo = max + logf(p->min_p); /* prob >= min_p * largest prob */
+    if (p->top_k > 0 && p->top_k < n) {
+        row_top(x, NULL, n, p->top_k, top);
+        float kth = x[top[p->top_k - 1]];
+        if (kth > lo)
+            lo = kth;
+    }
+    return lo;
+}
+
+/* The weights are in (0, 1]; their leading bits put them in order of magnitude, 8 an octave. */
+enum { BUCKET_SHIFT = 20, N_BUCKETS = 128 << 3 };
+
+static inline int bucket_of(float w)
+{
+    uint32_t bits;
+    memcpy(&bits, &w, sizeof bits);
+    return (int)(bits >> BUCKET_SHIFT);
+}
+
+/* Zero the weights outside the smallest set, largest first, that holds `top_p` of the sum. The
+ * set's edge falls into one bucket, and only that bucket is sorted. in_edge, sorted: [n]. */
+static void keep_top_p(float *w, int n, float top_p, int32_t *in_edge, int32_t *sorted)
+{
+    double mass[N_BUCKETS] = {0}, total = 0;
+    int count[N_BUCKETS] = {0};
+    for (int i = 0; i < n; i++) {
+        int b = bucket_of(w[i]);
+        mass[b] += (double)w[i];
+        count[b]++;
+    }
+    for (int b = 0; b < N_BUCKETS; b++)
+        total += mass[b];
+    double want = total * (double)top_p, have = 0;
+    int edge = N_BUCKETS - 1;
+    while (edge > 0 && (count[edge] == 0 || have + mass[edge] < want))
+        have += mass[edge--];
+
+    int n_edge = 0;
+    for (int i = 0; i < n; i++)
+        if (bucket_of(w[i]) == edge)
+            in_edge[n_edge++] = i;
+    row_top(w, in_edge, n_edge, n_edge, sorted);
+    int kept = 0;
+    while (kept < n_edge && (have < want || kept == 0))
+        have += (double)w[sorted[kept++]];
+    if (kept == n_edge && edge == 0)
+        return; /* all of it, up to rounding */
+    float last_w = w[sorted[kept - 1]];
+    int32_t last_id = sorted[kept - 1];
+    for (int i = 0; i < n; i++)
+        if (w[i] < last_w || (w[i] == last_w && i > last_id))
+            w[i] = 0;
+}
+
+/* Index i with probability w[i] / sum: by sums of 64 first, then inside one of them. */
+static int pick(const float *w, int n, double u)
+{
+    enum { BLOCK = 64 };
+    double total = 0, acc = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        double sum_before = 0, target = u * total;
+        for (int at = 0; at < n; at += BLOCK) {
+            int end = at + BLOCK < n ? at + BLOCK : n;
+            double sum = 0;
+            for (int i = at; i < end; i++)
+                sum += (double)w[i];
+            if (pass == 1 && sum > 0 && sum_before + sum > target) {
+                acc = sum_before;
+                int last = at;
+                for (int i = at; i < end; i++) {
+                    if (w[i] == 0)
+                        continue;
+                    last = i;
+                    acc += (double)w[i];
+                    if (acc > target)
+                        break;
+                }
+                return last;
+            }
+            sum_before += sum;
+        }
+        total = sum_before;
+    }
+    while (n > 1 && w[n - 1] == 0) /* rounding left nothing: the last that can be drawn */
+        n--;
+    return n - 1;
+}
+
+int32_t draw_token(const struct draw_params *p, float *x, int n, float max, double u, bool mask,
+                   const struct draw_scratch *s)
+{
+    float lo = keep_threshold(p, x, n, max, s->top);
+    const int32_t *ids = NULL;
+    int n_kept = n;
+    if (lo > -INFINITY) {
+        n_kept = 0;
+        for (int i = 0; i < n; i++) {
+            s->ids[n_kept] = i;
+            s->w[n_kept] = x[i];
+            n_kept += x[i] >= lo;
+        }
+        ids = s->ids;
+        row_exp(s->w, s->w, n_kept, max);
+    } else {
+        row_exp(s->w, x, n, max);
+    }
+    if (p->top_p < 1)
+        keep_top_p(s->w, n_kept, p->top_p, s->edge, s->top);
+    int at = pick(s->w, n_kept, u);
+    int32_t token = ids ? ids[at] : at;
+    if (mask && (ids || p->top_p < 1)) {
+        int j = 0;
+        for (int i = 0; i < n; i++) {
+            bool kept = ids ? j < n_kept && ids[j] == i : true;
+            float w = kept ? s->w[ids ? j : i] : 0;
+            j += ids && kept;
+            if (w == 0)
+                x[i] = -INFINITY;
+        }
+    }
+    return token;
+}

@@ -1,0 +1,32 @@
+/* draw.h - from logits to one token: min_p, top_k, top_p, then a weighted draw.
+ *
+ * A single uniform number picks the token, along the ids in order: the draw depends on the row and
+ * on that number alone. Nothing is sorted but the values around top_p's edge.
+ *
+ * Thread: any; scratch is the caller's.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef SL_SAMPLE_DRAW_H
+#define SL_SAMPLE_DRAW_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct draw_params {
+    float min_p; /* 0: off */
+    int top_k;   /* 0: off */
+    float top_p; /* 1: off */
+};
+
+/* Room for one row of n values, for draw_token's own use. */
+struct draw_scratch {
+    float *w;                  /* [n] */
+    int32_t *ids, *top, *edge; /* [n] */
+};
+
+/* x: [n] logits after temperature, with `max` their largest, finite. u: uniform in [0, 1).
+ * mask: what min_p, top_k and top_p drop becomes -inf in x. */
+int32_t draw_token(const struct draw_params *p, float *x, int n, float max, double u, bool mask,
+                   const struct draw_scratch *s);
+
+#endif

@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "sample/sampler.h"
+
+#include "sample/draw.h"
+#include "sample/philox.h"
+#include "sample/processors.h"
+#include "sample/rowmath.h"
+
+#include <math.h>
+#include <string.h>
+
+struct sampler {
+    int n; /* vocabulary */
+    enum sl_logprobs_mode mode;
+    float *x;        /* [n]: the row being worked on */
+    uint32_t *count; /* [n]: zero between rows */
+    int32_t *seen;   /* [n] */
+    struct draw_scratch draw;
+};
+
+enum sl_status sampler_create(struct sampler **out, int vocab_size, enum sl_logprobs_mode mode,
+                              struct sl_err *err)
+{
+    struct sampler *s = mem_zalloc(1, sizeof *s);
+    if (!s)
+        return SL_FAIL(err, SL_ENOMEM, "sampler: no memory");
+    size_t n = (size_t)vocab_size;
+    s->n = vocab_size;
+    s->mode = mode;
+    s->x = mem_aligned(n, sizeof *s->x, 64);
+    s->count = mem_zalloc(n, sizeof *s->count);
+    s->seen = mem_alloc(n, sizeof *s->seen);
+    s->draw.w = mem_aligned(n, sizeof *s->draw.w, 64);
+    s->draw.ids = mem_alloc(n, sizeof *s->draw.ids);
+    s->draw.top = mem_alloc(n, sizeof *s->draw.top);
+    s->draw.edge = mem_alloc(n, sizeof *s->draw.edge);
+    if (!s->x || !s->count || !s->seen || !s->draw.w || !s->draw.ids || !s->draw.top ||
+        !s->draw.edge) {
+        sampler_destroy(&s);
+        return SL_FAIL(err, SL_ENOMEM, "sampler: no memory for a vocabulary of %d", vocab_size);
+    }
+    *out = s;
+    return SL_OK;
+}
+
+void sampler_destroy(struct sampler **sp)
+{
+    struct sampler *s = *sp;
+    if (!s)
+        return;
+    mem_free(s->x);
+    mem_free(s->count);
+    mem_free(s->seen);
+    mem_free(s->draw.w);
+    mem_free(s->draw.ids);
+    mem_free(s->draw.top);
+    mem_free(s->draw.edge);
+    mem_free(s);
+    *sp = NULL;
+}
+
+/* ---- logprobs -------------------------------------------------------------------------------- */
+
+/* Entries of one row: the chosen token, the top k, the ids asked for by name. */
+static int n_entries(const struct sl_sampling_params *p, int k, int vocab)
+{
+    if (k == SL_NONE)
+        return p->n_logprob_token_ids ? 1 + p->n_logprob_token_ids : 0;
+    if (k < 0 || k > vocab)
+        k = vocab;
+    return 1 + k + p->n_logprob_token_ids;
+}
+
+/* x: the row that the mode is about, `max` its largest value; e: [n_entries]. */
+static void fill_entries(struct sampler *s, const struct sl_sampling_params *p, int k,
+                         const float *x, float max, int32_t chosen, struct sl_logprob *e)
+{
+    bool logits = s->mode == SL_RAW_LOGITS || s->mode == SL_PROCESSED_LOGITS;
+    /* one subtraction for every token, so that equal logits have equal logprobs */
+    float norm = logits ? 0 : (float)((double)max + log(row_sum_exp(x, s->n, max)));
+    if (k == SL_NONE)
+        k = 0;
+    else if (k < 0 || k > s->n)
+        k = s->n;
+    *e++ = (struct sl_logprob){chosen, row_count_ge(x, s->n, x[chosen]), x[chosen] - norm};
+    row_top(x, NULL, s->n, k, s->draw.top);
+    for (int i = 0; i < k; i++) {
+        int32_t id = s->draw.top[i];
+        *e++ = (struct sl_logprob){id, i + 1, x[id] - norm};
+    }
+    for (int i = 0; i < p->n_logprob_token_ids; i++) {
+        int32_t id = p->logprob_token_ids[i];
+        *e++ = (struct sl_logprob){id, row_count_ge(x, s->n, x[id]), x[id] - norm};
+    }
+}
+
+/* ---- one row --------------------------------------------------------------------------------- */
+
+/* The token, and in *row, *row_max what logprobs are about. TOKEN_BAD_LOGITS: NaN or infinity from
+ * the model, or nothing left to choose from. */
+static int32_t sample_one(struct sampler *s, const struct sample_row *sr, const float *raw,
+                          const float **row, float *max)
+{
+    const struct sequence *seq = sr->seq;
+    const struct seq_params *sp = &seq->req->params;
+    const float *x = raw;
+    bool processed = s->mode == SL_PROCESSED_LOGPROBS || s->mode == SL_PROCESSED_LOGITS;
+    float raw_max, x_max;
+
+    *row = raw;
+    if (!row_max(raw, s->n, &raw_max) || raw_max == -INFINITY)
+        return TOKEN_BAD_LOGITS;
+    *max = x_max = raw_max;
+    if (processors_needed(seq, sr->pos)) {
+        memcpy(s->x, raw, (size_t)s->n * sizeof *raw);
+        processors_apply(seq, sr->pos, s->x, s->n, s->count, s->seen);
+        if (!row_max(s->x, s->n, &x_max) || x_max == -INFINITY)
+            return TOKEN_BAD_LOGITS;
+        x = s->x;
+    }
+    int32_t token;
+    if (sp->p.temperature == 0) {
+        token = row_find(x, s->n, x_max);
+    } else {
+        struct draw_params dp = {sp->p.min_p, sp->p.top_k, sp->p.top_p};
+        double u = philox_uniform(sp->seed, (uint64_t)sr->pos, (uint32_t)seq->index, PHILOX_TOKEN);
+        for (int i = 0; i < s->n; i++)
+            s->x[i] = x[i] / sp->p.temperature;
+        x = s->x;
+        x_max /= sp->p.temperature;
+        if (!(x_max < INFINITY))
+            return TOKEN_BAD_LOGITS;
+        token = draw_token(&dp, s->x, s->n, x_max, u, processed, &s->draw);
+    }
+    if (processed) {
+        *row = x;
+        *max = x_max;
+    }
+    return token;
+}
+
+enum sl_status sampler_run(struct sampler *s, const struct batch *b, const float *logits,
+                           struct step_result *r, struct sl_err *err)
+{
+    int used = 0;
+    r->n_samples = b->n_samples;
+    r->lp_start[0] = 0;
+    for (int i = 0; i < b->n_samples; i++) {
+        const struct sample_row *sr = &b->sample[i];
+        const struct sl_sampling_params *p = &sr->seq->req->params.p;
+        const float *row;
+        float max = 0;
+        r->token[i] = sample_one(s, sr, logits + (size_t)sr->logit * (size_t)s->n, &row, &max);
+        int n = r->token[i] >= 0 ? n_entries(p, p->logprobs, s->n) : 0;
+        if (n) {
+            if (!step_result_reserve(&r->lp, &r->cap_lp, used, n))
+                return SL_FAIL(err, SL_ENOMEM, "sampler: no memory for %d logprobs", used + n);
+            fill_entries(s, p, p->logprobs, row, max, r->token[i], r->lp + used);
+            used += n;
+        }
+        r->lp_start[i + 1] = used;
+    }
+    used = 0;
+    r->n_plogprobs = b->n_plogprobs;
+    r->plp_start[0] = 0;
+    for (int i = 0; i < b->n_plogprobs; i++) {
+        const struct plogprob_row *pr = &b->plogprob[i];
+        const struct sl_sampling_params *p = &pr->seq->req->params.p;
+        const float *row = logits + (size_t)pr->logit * (size_t)s->n;
+        float max = 0;
+        int n = n_entries(p, p->prompt_logprobs, s->n);
+        if (n && row_max(row, s->n, &max) && max > -INFINITY) {
+            if (!step_result_reserve(&r->plp, &r->cap_plp, used, n))
+                return SL_FAIL(err, SL_ENOMEM, "sampler: no memory for %d logprobs", used + n);
+            fill_entries(s, p, p->prompt_logprobs, row, max, pr->token, r->plp + used);
+            used += n;
+        }
+        r->plp_start[i + 1] = used;
+    }
+    return SL_OK;
+}
