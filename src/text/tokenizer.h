@@ -1,7 +1,8 @@
 /* tokenizer.h - text to token ids and back.
  *
  * Reads tokenizer.json (the Hugging Face tokenizers format) and gives what that library gives.
- * Immutable after loading.   Thread: any, all calls. */
+ * Immutable after loading.   Thread: any, all calls.
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_TEXT_TOKENIZER_H
 #define SL_TEXT_TOKENIZER_H
 
@@ -34,6 +35,11 @@ enum encode_flag {
 SL_MUST_CHECK enum sl_status tokenizer_encode(const struct tokenizer *t, const char *text,
                                               size_t bytes, unsigned flags, size_t max_tokens,
                                               struct token_vec *out, struct sl_err *err);
+/* A pair of texts, as cross-encoders take it (BERT's [CLS] A [SEP] B [SEP]). */
+SL_MUST_CHECK enum sl_status tokenizer_encode_pair(const struct tokenizer *t, const char *a,
+                                                   size_t a_bytes, const char *b, size_t b_bytes,
+                                                   unsigned flags, struct token_vec *out,
+                                                   struct sl_err *err);
 /* Whole-text decode as transformers' decode(); *text is NUL-terminated, free it with mem_free.
  * SL_EINVAL for ids outside the vocabulary. */
 SL_MUST_CHECK enum sl_status tokenizer_decode(const struct tokenizer *t, const int32_t *ids,
@@ -48,13 +54,17 @@ int32_t tokenizer_token_id(const struct tokenizer *t, const char *token); /* -1:
  * never end inside a UTF-8 character. The concatenation equals tokenizer_decode of all ids.
  * Thread: its consumer's. */
 struct detok;
-/* prompt: decoded context before the first new token (may be NULL): a few trailing ids suffice. */
+/* spaces_between_special false (and skip_special false): no space between added tokens that follow
+ * each other, where the decoder would write one. */
 SL_MUST_CHECK enum sl_status detok_create(struct detok **out, const struct tokenizer *t,
                                           bool skip_special, bool spaces_between_special,
                                           struct sl_err *err);
 void detok_destroy(struct detok **d);
 struct strbuf;
-/* Appends what token adds. */
+/* Before the first detok_push: the tokens in front of it (the prompt). What they decode to is not
+ * given out; it only decides what depends on them: whether a first space stays. */
+SL_MUST_CHECK enum sl_status detok_prime(struct detok *d, const int32_t *ids, size_t n);
+/* Appends what token adds; an id outside the vocabulary adds nothing. */
 SL_MUST_CHECK enum sl_status detok_push(struct detok *d, int32_t token, struct strbuf *out);
 /* The end: an unfinished character becomes U+FFFD. */
 SL_MUST_CHECK enum sl_status detok_finish(struct detok *d, struct strbuf *out);
