@@ -1,7 +1,7 @@
 /* pool: every item once, barriers hold, nothing is lost over many jobs, and idling is free.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/pool.h"
-#include "base/cgroup.h"
+#include "base/limits.h"
 #include "base/mem.h"
 
 #include <setjmp.h>
@@ -131,7 +131,7 @@ static void absurd_counts_and_no_memory(void **state)
     assert_null(p);
     mem_fail_nth(0);
     assert_int_equal(pool_create(&p, 0, NULL), SL_OK);
-    assert_int_equal(pool_threads(p), cpu_quota_cores());
+    assert_int_equal(pool_threads(p), limits_cores());
     pool_destroy(&p);
 }
 
@@ -139,7 +139,6 @@ static void pages_are_zeroed_and_aligned(void **state)
 {
     (void)state;
     static const size_t sizes[] = {1, 4096, 5000, (2 << 20) - 1, 2 << 20, (5 << 20) + 3};
-    assert_true(memory_left_bytes() > 0);
     for (int i = 0; i < 6; i++) {
         unsigned char *b = mem_pages(sizes[i]);
         assert_non_null(b);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/affinity.h"
 
-#include "base/cgroup.h"
+#include "base/limits.h"
 #include "base/mem.h"
 
 #include <hwloc.h>
@@ -14,7 +14,7 @@ struct affinity {
 
 struct affinity *affinity_create(int n_threads)
 {
-    if (n_threads < 2 || cpu_quota_cores() < BIND_MIN_CORES)
+    if (n_threads < 2 || limits_cores() < BIND_MIN_CORES)
         return NULL; /* before hwloc: reading the topology takes milliseconds */
     struct affinity *a = mem_zalloc(1, sizeof *a);
     if (!a)

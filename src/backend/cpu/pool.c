@@ -2,7 +2,7 @@
 #include "backend/cpu/pool.h"
 
 #include "backend/cpu/affinity.h"
-#include "base/cgroup.h"
+#include "base/limits.h"
 #include "base/clock.h"
 #include "base/mem.h"
 
@@ -114,7 +114,7 @@ static bool start_workers(struct pool *p, struct sl_err *err)
 
 enum sl_status pool_create(struct pool **out, int threads, struct sl_err *err)
 {
-    int n = threads > 0 ? threads : cpu_quota_cores();
+    int n = threads > 0 ? threads : limits_cores();
     if (n > POOL_THREADS_MAX && threads > 0)
         return SL_FAIL_PARAM(err, SL_EINVAL, "threads", "threads is %d; at most %d are possible",
                              threads, POOL_THREADS_MAX);
