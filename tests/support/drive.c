@@ -59,6 +59,10 @@ static enum sl_status hand_out(void *ctx, const struct batch *b, const float *lo
 static void open_device(const struct drive_config *cfg, struct runner_config *rc)
 {
     struct sl_err err = {0};
+    if (strcmp(cfg->device, "cpu") == 0) {
+        OK(cpu_device_create(&rc->ops, &rc->device, cfg->threads, &err), err);
+        return;
+    }
     assert_string_equal(cfg->device, "ref");
     OK(ref_device_create(&rc->ops, &rc->device, &err), err);
 }

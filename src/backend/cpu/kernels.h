@@ -1,0 +1,127 @@
+/* kernels.h - the table of everything whose speed depends on the instruction set.
+ *
+ * cpu_kernels_init() fills it once per device; each better level overwrites what it improves. The
+ * _ref functions (kernels_ref.c) are the specification: short, in double, never optimised.
+ *
+ * Panels. A weight matrix [n, k] is cut into panels of PANEL outputs. Inside a panel all outputs'
+ * values for one "granule" of k lie side by side, so that one vector load serves 16 outputs and a
+ * panel is read front to back, whatever the number of rows:
+ *
+ *     f32   [k][64]            granule 1           bf16  [k/2][64][2]      granule 2
+ *     f16   [k][64]            granule 1           i8    [k/4][64][4]      granule 4, w + 128
+ *     i4    [k/8][64][4]       granule 8: byte i holds w[8g + i] + 8 in its low half and
+ *                              w[8g + 4 + i] + 8 in its high half
+ *
+ * This is also what AMX wants as its B tiles (16 granules of 16 outputs, 256 bytes apart).
+ * Outputs beyond n and k beyond the matrix are zeros (for i8 and i4: the zero point).
+ *
+ * K order. An output element is one accumulator that takes granule after granule from k = 0 on.
+ * Blocking over k stores it to C and loads it again, which changes nothing. So the bits of a row
+ * depend on neither `rows` nor the blocking.
+ *
+ * KV tiles. K and V of one head are kept in tiles of TILE_POS positions that look like panels:
+ *     K tile: [hd/granule][16 positions][granule]        (scores: outputs are positions, k is hd)
+ *     V tile: [16 positions/granule][hd][granule]        (values: outputs are dims, k is positions)
+ * with the granules of the float formats above, so one inner loop serves all three products.
+ *
+ * Pointers to packed data are 64-byte aligned. Thread: the table is constant once filled.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef SL_BACKEND_CPU_KERNELS_H
+#define SL_BACKEND_CPU_KERNELS_H
+
+#include "backend/cpu/isa.h"
+#include "backend/ops.h"
+
+enum {
+    PANEL = 64,
+    TILE_POS = 16,
+    CHUNK_TILES = ATTN_CHUNK / TILE_POS,
+    I4_GROUP = 128, /* k values that share an int4 scale */
+    N_FORMATS = W_FP8 + 1
+};
+
+/* C[rows, PANEL] (+)= X W for one panel and one range of k. */
+struct gemm {
+    float *c;         /* f32; between k blocks of i8 the int32 sums */
+    size_t ldc;       /* elements from row to row */
+    const char *x;    /* packed rows, at the range's first k: f32, bf16 or s8 */
+    size_t x_stride;  /* bytes */
+    const char *w;    /* the panel, at the range's first k */
+    int rows, k;      /* k: whole granules (i4: whole groups) */
+    bool first, last; /* range of k: first starts from zero, last finishes (scales) */
+    /* i8: [PANEL]; i4: [groups of the range][PANEL] */
+    const float *w_scale;
+    const float *x_scale; /* i8, i4: [rows] */
+    const int32_t *x_sum; /* i8: [rows] sum of the whole row; i4: [rows][x_sum_stride] per group */
+    size_t x_sum_stride;
+};
+typedef void (*gemm_fn)(const struct gemm *g);
+
+/* s[rows, n_tiles * 16] = Q[rows, hd] K^T for tiles of one head. q: f32, or bf16 where x_bf16. */
+typedef void (*qk_fn)(float *s, size_t s_stride, const void *q, size_t q_stride, int rows,
+                      const void *const *tiles, int n_tiles, int hd);
+/* o[rows, hd] += P[rows, lo .. hi) V; positions count from the first tile. p: as q above; p of
+ * positions outside [lo, hi) is not read, V there is not used (it may be anything). */
+typedef void (*pv_fn)(float *o, size_t o_stride, const void *p, size_t p_stride, int rows,
+                      const void *const *tiles, int lo, int hi, int hd);
+
+/* What softmax does to one row of one chunk before the exponential. */
+struct softmax {
+    int lo, hi;  /* valid positions of the chunk */
+    float scale; /* s * scale, then softcap, then the alibi bias */
+    float softcap;
+    float alibi;     /* slope, 0: none */
+    int alibi_first; /* chunk's first position - row's position */
+};
+
+struct cpu_kernels {
+    enum cpu_isa isa;
+    /* Activations that meet bf16 weights, K or V are bf16 pairs (the CPU multiplies bf16). Else
+     * they stay f32 and bf16 is widened on the way. */
+    bool x_bf16;
+    /* A sum kept in C loses bits (the reference adds in double): never cut k. */
+    bool whole_k;
+
+    gemm_fn gemm[N_FORMATS]; /* W_F32 .. W_I4; W_FP8: NULL */
+
+    /* y[0 .. n_pad) = bf16(x), zeros from n on. */
+    void (*to_bf16)(uint16_t *y, const float *x, int n, int n_pad);
+    /* q = round(x / scale) in [-127, 127], zeros from n on; scale = max|x| / 127 (NaN if x has NaN
+     * or Inf, so that it shows); sum[i] of each I4_GROUP, total of all. n_pad % I4_GROUP == 0. */
+    void (*quantize)(int8_t *q, float *scale, int32_t *sum, int32_t *total, const float *x, int n,
+                     int n_pad);
+
+    void (*axpy)(float *h, const float *x, float a, int n); /* h += a x */
+    /* y = norm(x), see struct norm; y may equal x. */
+    void (*norm)(float *y, const float *x, const struct norm *norm, int n);
+    /* y = act(x), times up if given; y may equal x. */
+    void (*act)(float *y, const float *x, const float *up, enum act_kind kind, int n);
+    void (*softcap)(float *x, float scale, float cap, int n); /* x * scale, capped if cap */
+
+    qk_fn qk[N_FORMATS]; /* by KV format: W_F32, W_F16, W_BF16 */
+    pv_fn pv[N_FORMATS];
+    /* p[i] = exp(s[i] - max), 0 outside [lo, hi), for the tiles that [lo, hi) touches; in f32, or
+     * bf16 when p_bf16. Gives max and the sum of p. NaN in, NaN out. */
+    void (*softmax)(void *p, bool p_bf16, float *max, float *sum, float *s,
+                    const struct softmax *a);
+    /* Adds a chunk's (max, sum, o) to the running one: both rescaled to the larger max. */
+    void (*combine)(float *o, float *max, float *sum, const float *o2, float max2, float sum2,
+                    int n);
+    void (*scale_out)(float *y, const float *o, float sum, int n); /* y = o / sum */
+};
+
+/* isa: at most what cpu_isa_detect() says. */
+void cpu_kernels_init(struct cpu_kernels *k, enum cpu_isa isa);
+
+/* One per level, called in rising order; the rest are their parts, one per file. */
+void cpu_kernels_ref(struct cpu_kernels *k);
+void cpu_kernels_avx2(struct cpu_kernels *k);
+void cpu_kernels_avx512(struct cpu_kernels *k);
+void cpu_kernels_amx(struct cpu_kernels *k);
+void gemm_avx2_fill(struct cpu_kernels *k);
+void attn_avx2_fill(struct cpu_kernels *k);
+void gemm_avx512_fill(struct cpu_kernels *k);
+void attn_avx512_fill(struct cpu_kernels *k);
+
+#endif

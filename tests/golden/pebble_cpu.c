@@ -1,0 +1,76 @@
+/* pebble on the CPU device at every ISA level: in float32 the golden tokens and logprobs, in
+ * bfloat16 the tokens up to the first near tie and the perplexity of held-out text.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "backend/cpu/isa.h"
+#include "base/clock.h"
+#include "support/golden.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+static struct drive *open_pebble(enum cpu_isa isa, enum sl_dtype dtype, const char *quantization)
+{
+    struct drive_config config = {.device = "cpu",
+                                  .model = "models/pebble",
+                                  .dtype = dtype,
+                                  .quantization = quantization,
+                                  .threads = 2,
+                                  .max_tokens = 512,
+                                  .max_seqs = 64,
+                                  .kv_tokens = 12288};
+    assert_true(cpu_isa_limit(cpu_isa_name(isa)));
+    return drive_create(&config);
+}
+
+static void run_prompts(struct drive *d, enum cpu_isa isa, const char *what, double tie,
+                        struct golden_report *r)
+{
+    int n;
+    struct golden *g = golden_load(&n);
+    int64_t t0 = clock_mono_ns();
+    golden_run(d, g, n, 64, tie, r);
+    print_message("%s, %s: %d of %d prompts identical to the end, worst logprob error %.2e, "
+                  "prompt %.2e, %.1f s\n",
+                  cpu_isa_name(isa), what, r->n_identical, n, r->worst_logprob,
+                  r->worst_prompt_logprob, (double)(clock_mono_ns() - t0) / 1e9);
+    assert_int_equal(n, 64);
+    golden_free(&g, n);
+}
+
+static void float32(void **state)
+{
+    (void)state;
+    for (enum cpu_isa isa = ISA_AVX2; isa <= cpu_isa_detect(); isa++) {
+        struct golden_report r;
+        struct drive *d = open_pebble(isa, SL_DTYPE_F32, NULL);
+        run_prompts(d, isa, "f32", 1e-4, &r);
+        assert_int_equal(r.n_bad, 0);
+        assert_true(r.worst_logprob < 1e-3);
+        assert_true(r.worst_prompt_logprob < 1e-3);
+        drive_destroy(&d);
+    }
+}
+
+static void bfloat16(void **state)
+{
+    (void)state;
+    for (enum cpu_isa isa = ISA_AVX2; isa <= cpu_isa_detect(); isa++) {
+        struct golden_report r;
+        struct drive *d = open_pebble(isa, SL_DTYPE_BF16, NULL);
+        run_prompts(d, isa, "bf16", 0.05, &r);
+        assert_int_equal(r.n_bad, 0);
+        assert_true(r.n_identical >= 55);
+        drive_destroy(&d);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(float32), cmocka_unit_test(bfloat16)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
