@@ -6,7 +6,6 @@
 
 #include <math.h>
 
-#pragma weak sl_config_init
 #pragma weak sl_server_config_init
 
 #define ENGINE                                                                                   \
@@ -722,8 +721,7 @@ const int flag_table_n = sizeof flag_table / sizeof *flag_table;
 void options_init(struct options *o)
 {
     *o = (struct options){.log_level = -1, .sim.rate_scale = 1.0, .sim.replicate = 1};
-    if (sl_config_init)
-        sl_config_init(&o->engine);
+    sl_config_init(&o->engine);
     if (sl_server_config_init)
         sl_server_config_init(&o->server);
     o->sampling = (struct sampling_options){.temperature = NAN,
