@@ -130,6 +130,8 @@ struct sl_config {
     bool disable_log_stats;
     int max_log_len;        /* -1: no limit */
     const char *sim_device; /* sim: "h200" (default) or "cpu" */
+    double sim_step_ms;     /* sim: every step lasts this; 0: what the cost model says */
+    int sim_depth;          /* sim: steps in flight, 1 */
 };
 
 SL_API void sl_config_init(struct sl_config *cfg); /* fills the defaults above */

@@ -21,6 +21,7 @@ void sl_config_init(struct sl_config *cfg)
         .max_unread_bytes = 4 << 20,
         .max_log_len = -1,
         .sim_device = "h200",
+        .sim_depth = 1,
     };
 }
 

@@ -1,0 +1,151 @@
+/* internal.h - the engine's own structures: one engine, one request.
+ *
+ * Threads meet in two places, each with one lock: the engine's inbox (LOCK_SUBMIT), which carries
+ * new requests, aborts and cancelled choices; and each request's events (LOCK_EVENTS). Everything
+ * else has one owner, named at the field. A request is freed with its last reference: the
+ * consumer's handle, the engine's, and one while it lies in the inbox.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef SL_ENGINE_INTERNAL_H
+#define SL_ENGINE_INTERNAL_H
+
+#include "base/sync.h"
+#include "engine/choice.h"
+#include "engine/core.h"
+#include "engine/engine.h"
+#include "engine/params.h"
+#include "sample/sampler.h"
+
+#include <stdatomic.h>
+
+struct sl_request {
+    struct request core; /* id, prompt, params: fixed at submission; the rest: engine thread */
+    struct sl_engine *engine;
+    atomic_int refs; /* released by whoever lets go, acquired by the one who frees */
+
+    /* under `lock` */
+    struct mutex lock; /* rank LOCK_EVENTS */
+    struct cond ready;
+    struct event_buf pending;
+    enum sl_finish closed; /* not SL_RUNNING: no more events, open choices end with it */
+    struct sl_err error;   /* why, with SL_ERROR */
+    bool notified;         /* the consumer was told, and has not looked since */
+    sl_wake_fn wake;
+    void *wake_ctx;
+    int n_cached; /* these two are there with the first event */
+    int64_t scheduled_ns;
+
+    /* under the engine's lock */
+    struct sl_request *inbox_next;
+    bool in_inbox, is_new, want_abort, want_cancel;
+    bool *cancel; /* [n_seqs] choices that a stop string ended */
+
+    /* engine thread */
+    struct sl_request *prev, *next; /* list of live requests */
+    struct sl_request *wake_next, *done_next;
+    bool to_wake, told; /* told: an event was sent */
+    bool finished;      /* every choice, but a step in flight may name it still */
+    int n_open;         /* choices not finished */
+    int *unsent;        /* [n_seqs] tokens since the consumer was last woken for that choice */
+    bool *cancelled;    /* [n_seqs] `cancel`, as the message that is being handled had it */
+
+    /* Prompt logprobs: the engine thread writes them before the first token's event, the consumer
+     * reads them after it has taken that event. */
+    struct sl_logprob *plp; /* [n_prompt, plp_width], NULL: not asked for */
+    struct sl_token_logprobs *plp_list;
+    int plp_width;
+
+    /* consumer */
+    struct choice_rules rules;
+    struct choice *choice; /* [n_seqs] */
+    struct event_buf taken;
+    int *ready_ring; /* [n_seqs] choices that have an output, oldest first */
+    int ready_first, n_ready;
+    int n_ended;          /* choices whose last output was given */
+    int n_done;           /* choices that have finished, told or not */
+    int n_longest;        /* tokens of the longest */
+    struct choice *given; /* its output is in the caller's hands */
+    struct sl_output out;
+    struct sl_err failure; /* making text failed */
+    struct sl_usage usage;
+    int64_t seen_scheduled_ns;
+    bool started; /* the first event was taken */
+};
+
+struct sl_engine {
+    /* fixed before the thread starts */
+    struct sl_config cfg; /* strings are copies */
+    struct arena strings;
+    struct backend *be;      /* its clock is CLOCK_MONOTONIC */
+    struct runner *runner;   /* be's, NULL on sim */
+    struct sampler *sampler; /* NULL on sim */
+    struct model_spec *spec;
+    struct sl_text *text;
+    struct core *core; /* used by the engine thread alone */
+    struct sl_engine_info info;
+    struct sl_sampling_params defaults;
+    struct params_limits limits;
+    struct sched_config sched_cfg;
+    struct metrics *metrics;
+    char *cache_info; /* labels of vllm:cache_config_info */
+    int64_t started_ns;
+    pthread_t thread;
+    bool has_thread;
+
+    atomic_bool dead; /* the engine thread sets it after dead_err; anyone reads */
+    struct sl_err dead_err;
+    atomic_ullong n_requests; /* submitters count; numbers and seeds come from it */
+
+    /* under `lock` */
+    struct mutex lock; /* rank LOCK_SUBMIT */
+    struct cond work, drained;
+    struct sl_request *inbox, **inbox_end;
+    int n_inbox_new; /* new requests in it */
+    int n_waiting;   /* the scheduler's, when the engine thread last looked */
+    int n_live;      /* submitted and not finished */
+    bool draining, abort_all, stop;
+
+    /* engine thread */
+    struct sl_request *live, *to_wake, *done; /* done: finished, not yet given up */
+    bool stalled;                             /* the last step found nothing to do */
+    struct stats {
+        int64_t last_ns;
+        bool active; /* something happened since the last line */
+        uint64_t prompt_tokens, generation_tokens, preemptions, prefix_queries, prefix_hits;
+        uint64_t logged_prompt, logged_generation, logged_preemptions;
+    } stats;
+};
+
+/* setup.c: model, tokenizer, device and sizes, from e->cfg. */
+SL_MUST_CHECK enum sl_status setup_open(struct sl_engine *e, struct sl_err *err);
+/* Once the scheduler's limits are known: the KV cache and the buffers of a step. */
+SL_MUST_CHECK enum sl_status setup_take_memory(struct sl_engine *e, struct sl_err *err);
+void setup_close(struct sl_engine *e);
+
+/* engine.c: sl_engine_create() in two steps, so that tests can bring a backend of their own: they
+ * set e->be, sched_cfg, limits and info between them. Destroy e if one fails. */
+SL_MUST_CHECK enum sl_status engine_init(struct sl_engine **out, const struct sl_config *cfg,
+                                         struct sl_err *err);
+SL_MUST_CHECK enum sl_status engine_start(struct sl_engine *e, struct sl_err *err);
+
+/* loop.c */
+void *engine_main(void *engine);
+void engine_sink(void *engine, const struct sched_event *ev);
+/* Any thread: hand the request to the engine thread again. */
+SL_MUST_CHECK enum sl_status engine_post_new(struct sl_request *r, struct sl_err *err);
+void engine_post_abort(struct sl_request *r);
+void engine_post_cancel(struct sl_request *r, int choice);
+
+/* stats.c */
+void stats_after_step(struct sl_engine *e, bool stepped);
+void stats_tick(struct sl_engine *e, int64_t now_ns); /* writes the line when it is due */
+int64_t stats_deadline(const struct sl_engine *e);    /* of the next line; INT64_MAX: none */
+
+/* text.c */
+const struct tokenizer *text_tokenizer(const struct sl_text *t);
+bool text_has_template(const struct sl_text *t);
+
+/* request.c */
+void request_unref(struct sl_request *r);
+
+#endif

@@ -1,0 +1,334 @@
+/* From a configuration to a backend that is ready but for its memory: the model's spec and
+ * defaults, the tokenizer, the device, the sizes.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "backend/sim/sim.h"
+#include "base/limits.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "engine/internal.h"
+#include "engine/sizes.h"
+#include "model/spec.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static const double GIB = 1024.0 * 1024.0 * 1024.0;
+
+/* ---- the model's own sampling defaults ------------------------------------------------------- */
+
+static void default_float(const json_t *over, const char *key, double of_model, float *field)
+{
+    const json_t *v = json_object_get(over, key);
+    double d = json_is_number(v) ? json_number_value(v) : of_model;
+    if (!isnan(d))
+        *field = (float)d;
+}
+
+static void default_int(const json_t *over, const char *key, int of_model, int *field)
+{
+    const json_t *v = json_object_get(over, key);
+    int d = json_is_integer(v) ? (int)json_integer_value(v) : of_model;
+    if (d != SL_NONE)
+        *field = d;
+}
+
+/* generation_config.json, then --override-generation-config. */
+static enum sl_status set_defaults(struct sl_engine *e, const struct model_info *mi,
+                                   struct sl_err *err)
+{
+    const char *text = e->cfg.override_generation_config;
+    json_error_t je;
+    json_t *over = text ? json_loads(text, 0, &je) : NULL;
+    if (text && !json_is_object(over)) {
+        json_decref(over);
+        return SL_FAIL_PARAM(err, SL_EINVAL, "override_generation_config",
+                             "override_generation_config must be a JSON object");
+    }
+    struct sl_sampling_params *p = &e->defaults;
+    sl_sampling_params_init(p);
+    e->info.max_new_tokens = SL_NONE;
+    default_float(over, "temperature", mi->temperature, &p->temperature);
+    default_float(over, "top_p", mi->top_p, &p->top_p);
+    default_float(over, "min_p", mi->min_p, &p->min_p);
+    default_float(over, "repetition_penalty", mi->repetition_penalty, &p->repetition_penalty);
+    default_int(over, "top_k", mi->top_k, &p->top_k);
+    default_int(over, "max_new_tokens", mi->max_new_tokens, &e->info.max_new_tokens);
+    if (e->info.max_new_tokens != SL_NONE)
+        p->max_tokens = e->info.max_new_tokens;
+    json_decref(over);
+    return SL_OK;
+}
+
+/* ---- devices --------------------------------------------------------------------------------- */
+
+static enum sl_status sample_rows(void *ctx, const struct batch *b, const float *logits,
+                                  struct step_result *r, struct sl_err *err)
+{
+    return sampler_run(ctx, b, logits, r, err);
+}
+
+static enum sl_status open_sim(struct sl_engine *e, const struct model_info *mi, struct sl_err *err)
+{
+    const struct model_spec *s = e->spec;
+    struct sim_config sim = {
+        .device = e->cfg.sim_device,
+        .weight_bytes = (double)mi->weight_bytes,
+        .flops_per_token = (double)mi->flops_per_token,
+        .attn_flops_per_pair = 4.0 * s->n_heads * s->head_dim * s->n_layers,
+        .fixed_step_ns = e->cfg.sim_step_ms * 1e6,
+        .vocab_size = mi->vocab_size,
+        .depth = e->cfg.sim_depth,
+        .real_time = true,
+        .layout = mi->layout,
+        .eos = mi->n_eos ? mi->eos[0] : -1,
+    };
+    sim.layout.block_size = e->cfg.block_size;
+    return sim_create(&e->be, &sim, err);
+}
+
+static enum sl_status open_device(struct sl_engine *e, struct sl_err *err)
+{
+    struct runner_config rc = {
+        .spec = e->spec,
+        .dir = e->cfg.model,
+        .load_format = e->cfg.load_format,
+        .seed = (uint64_t)e->cfg.seed,
+        .dtype = e->cfg.dtype,
+        .quantization = e->cfg.quantization,
+        .kv_cache_dtype = e->cfg.kv_cache_dtype,
+        .block_size = e->cfg.block_size,
+    };
+    enum sl_status st = e->cfg.device == SL_DEVICE_REF
+                            ? ref_device_create(&rc.ops, &rc.device, err)
+                            : cpu_device_create(&rc.ops, &rc.device, e->cfg.threads, err);
+    if (st)
+        return st;
+    log_info("Starting to load model %s...", e->cfg.model);
+    int64_t start = clock_mono_ns();
+    st = runner_create(&e->runner, &rc, err);
+    if (st)
+        return st;
+    e->be = runner_backend(e->runner);
+    double seconds = (double)(clock_mono_ns() - start) * 1e-9;
+    log_info("Loading weights took %.2f seconds", seconds);
+    struct model_info mi;
+    model_spec_info(e->spec, &mi);
+    log_info("Model loading took %.4f GiB memory and %.6f seconds", (double)mi.weight_bytes / GIB,
+             seconds);
+    st = sampler_create(&e->sampler, mi.vocab_size, e->cfg.logprobs_mode, err);
+    if (!st)
+        runner_set_sampler(e->runner, sample_rows, e->sampler);
+    return st;
+}
+
+/* ---- sizes ----------------------------------------------------------------------------------- */
+
+/* 1234567 -> "1,234,567" */
+static const char *commas(char *out, size_t size, uint64_t v)
+{
+    char digits[24];
+    int n = snprintf(digits, sizeof digits, "%llu", (unsigned long long)v);
+    size_t at = 0;
+    for (int i = 0; i < n && at + 2 < size; i++) {
+        if (i && (n - i) % 3 == 0)
+            out[at++] = ',';
+        out[at++] = digits[i];
+    }
+    out[at] = 0;
+    return out;
+}
+
+static enum sl_status set_sizes(struct sl_engine *e, const struct model_info *mi,
+                                struct sl_err *err)
+{
+    struct sl_config *cfg = &e->cfg;
+    struct machine m = {
+        .device = cfg->device,
+        .sim_device = cfg->sim_device,
+        .threads = cfg->threads > 0 ? cfg->threads : limits_cores(),
+        .memory_left = (uint64_t)limits_memory_available(),
+        .flops_per_token = mi->flops_per_token ? (double)mi->flops_per_token : 1,
+        .weight_bytes = mi->weight_bytes,
+    };
+    struct kv_layout *layout = &e->sched_cfg.layout;
+    struct kv_sizes kv;
+    *layout = e->be->layout;
+    uint64_t bytes = sizes_kv_bytes(cfg, &m);
+    enum sl_status st = sizes_kv(&kv, cfg, layout, bytes, mi->max_position, err);
+    if (st)
+        return st;
+    layout->n_blocks = kv.n_blocks;
+    sizes_batch(cfg, &m, kv.max_model_len);
+    e->info.max_model_len = kv.max_model_len;
+    e->info.n_kv_blocks = kv.n_blocks;
+    e->info.block_size = layout->block_size;
+    e->info.max_num_seqs = cfg->max_num_seqs;
+    e->info.max_num_batched_tokens = cfg->max_num_batched_tokens;
+
+    char tokens[32], len[32];
+    log_info("Using max model len %d", kv.max_model_len);
+    log_info("Available KV cache memory: %.2f GiB",
+             (double)kv.n_blocks * (double)sizes_block_bytes(layout) / GIB);
+    log_info("GPU KV cache size: %s tokens, Maximum concurrency for %s tokens per request: %.2fx",
+             commas(tokens, sizeof tokens, kv.n_tokens),
+             commas(len, sizeof len, (uint64_t)kv.max_model_len),
+             (double)kv.n_tokens / kv.max_model_len);
+    return SL_OK;
+}
+
+static void set_sched_config(struct sl_engine *e)
+{
+    const struct sl_config *cfg = &e->cfg;
+    struct sched_config *s = &e->sched_cfg;
+    s->policy = cfg->policy;
+    s->order = cfg->order;
+    s->max_num_seqs = cfg->max_num_seqs;
+    s->max_num_batched_tokens = cfg->max_num_batched_tokens;
+    s->max_model_len = e->info.max_model_len;
+    s->max_num_partial_prefills = cfg->max_num_partial_prefills;
+    s->max_long_partial_prefills = cfg->max_long_partial_prefills;
+    s->long_prefill_token_threshold = cfg->long_prefill_token_threshold;
+    s->enable_prefix_caching = cfg->enable_prefix_caching;
+    s->depth = e->be->depth;
+}
+
+static bool make_cache_info(struct sl_engine *e)
+{
+    const struct sl_config *cfg = &e->cfg;
+    struct strbuf b;
+    strbuf_init(&b, 0);
+    strbuf_addf(&b, "block_size=\"%d\",cache_dtype=", cfg->block_size);
+    metrics_label(&b, cfg->kv_cache_dtype);
+    strbuf_addf(&b,
+                ",enable_prefix_caching=\"%s\",gpu_memory_utilization=\"%.2f\","
+                "kv_cache_memory_bytes=\"%lld\",num_gpu_blocks=\"%d\"",
+                cfg->enable_prefix_caching ? "True" : "False", (double)cfg->gpu_memory_utilization,
+                (long long)cfg->kv_cache_bytes, e->info.n_kv_blocks);
+    if (cfg->num_blocks_override)
+        strbuf_addf(&b, ",num_gpu_blocks_override=\"%d\"", cfg->num_blocks_override);
+    else
+        strbuf_adds(&b, ",num_gpu_blocks_override=\"None\"");
+    e->cache_info = strbuf_take(&b);
+    return e->cache_info != NULL;
+}
+
+/* ---- all of it ------------------------------------------------------------------------------- */
+
+static enum sl_status check_config(const struct sl_config *c, struct sl_err *err)
+{
+    static const struct {
+        const char *name;
+        size_t offset;
+        int min, max;
+    } range[] = {
+#define FIELD(name, min, max) {#name, offsetof(struct sl_config, name), min, max}
+        FIELD(block_size, 1, 1024),
+        FIELD(max_model_len, -1, INT32_MAX),
+        FIELD(max_num_seqs, 0, 65536),
+        FIELD(max_num_batched_tokens, 0, 1 << 20),
+        FIELD(num_blocks_override, 0, INT32_MAX),
+        FIELD(max_num_partial_prefills, 1, 65536),
+        FIELD(max_long_partial_prefills, 1, 65536),
+        FIELD(long_prefill_token_threshold, 0, INT32_MAX),
+        FIELD(stream_interval, 1, INT32_MAX),
+        FIELD(max_logprobs, -1, INT32_MAX),
+        FIELD(max_queued_reqs, 1, INT32_MAX),
+        FIELD(threads, 0, 1024),
+        FIELD(max_log_len, -1, INT32_MAX),
+        FIELD(sim_depth, 1, 16),
+#undef FIELD
+    };
+    for (size_t i = 0; i < sizeof range / sizeof *range; i++) {
+        int v = *(const int *)((const char *)c + range[i].offset);
+        if (v < range[i].min || v > range[i].max)
+            return SL_FAIL_PARAM(err, SL_EINVAL, range[i].name, "%s must be from %d to %d, got %d",
+                                 range[i].name, range[i].min, range[i].max, v);
+    }
+    if (c->kv_cache_bytes < 0)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "kv_cache_bytes", "kv_cache_bytes is negative");
+    if (!(c->gpu_memory_utilization > 0 && c->gpu_memory_utilization <= 1))
+        return SL_FAIL_PARAM(err, SL_EINVAL, "gpu_memory_utilization",
+                             "gpu_memory_utilization must be in (0, 1], got %g",
+                             (double)c->gpu_memory_utilization);
+    if (c->max_num_batched_tokens && c->max_num_seqs > c->max_num_batched_tokens)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "max_num_batched_tokens",
+                             "max_num_batched_tokens (%d) must be greater than or equal to "
+                             "max_num_seqs (%d).",
+                             c->max_num_batched_tokens, c->max_num_seqs);
+    if (c->device == SL_DEVICE_CUDA)
+        return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "device",
+                             "device cuda is not in this build; there are cpu, ref and sim");
+    return SL_OK;
+}
+
+static enum sl_status open_text(struct sl_engine *e, struct sl_err *err)
+{
+    const char *dir = e->cfg.tokenizer ? e->cfg.tokenizer : e->cfg.model;
+    struct sl_err own = {0};
+    if (e->cfg.skip_tokenizer_init)
+        return SL_OK;
+    enum sl_status st = sl_text_open(&e->text, dir, e->cfg.chat_template, &own);
+    if (st == SL_ENOTFOUND && e->cfg.device == SL_DEVICE_SIM && !e->cfg.tokenizer) {
+        log_warning("%s has no tokenizer: requests must be token ids.", dir);
+        return SL_OK;
+    }
+    if (st && err && err->code == SL_OK)
+        *err = own;
+    return st;
+}
+
+enum sl_status setup_open(struct sl_engine *e, struct sl_err *err)
+{
+    struct sl_config *cfg = &e->cfg;
+    struct model_info mi;
+    enum sl_status st = check_config(cfg, err);
+    if (st)
+        return st;
+    if (cfg->device == SL_DEVICE_AUTO)
+        cfg->device = SL_DEVICE_CPU;
+    st = model_spec_load(&e->spec, cfg->model, cfg->hf_overrides, cfg->generation_config, err);
+    if (st)
+        return st;
+    model_spec_info(e->spec, &mi);
+    e->info.architecture = arena_strndup(&e->strings, mi.architecture, strlen(mi.architecture));
+    if (!e->info.architecture)
+        return SL_FAIL(err, SL_ENOMEM, "engine: no memory");
+    log_info("Resolved architecture: %s", mi.architecture);
+    e->info.vocab_size = mi.vocab_size;
+    e->limits.n_eos = mi.n_eos;
+    memcpy(e->limits.eos, mi.eos, sizeof e->limits.eos);
+    st = set_defaults(e, &mi, err);
+    if (!st)
+        st = open_text(e, err);
+    if (!st)
+        st = cfg->device == SL_DEVICE_SIM ? open_sim(e, &mi, err) : open_device(e, err);
+    if (!st)
+        st = set_sizes(e, &mi, err);
+    if (st)
+        return st;
+    set_sched_config(e);
+    return make_cache_info(e) ? SL_OK : SL_FAIL(err, SL_ENOMEM, "engine: no memory");
+}
+
+enum sl_status setup_take_memory(struct sl_engine *e, struct sl_err *err)
+{
+    struct batch_limits limits;
+    if (!e->runner)
+        return SL_OK;
+    sched_batch_limits(core_sched(e->core), &limits);
+    return runner_take_kv(e->runner, e->sched_cfg.layout.n_blocks, &limits, err);
+}
+
+void setup_close(struct sl_engine *e)
+{
+    if (e->be)
+        e->be->ops->destroy(e->be);
+    e->be = NULL;
+    sampler_destroy(&e->sampler);
+    sl_text_close(&e->text);
+    model_spec_destroy(&e->spec);
+    mem_free(e->cache_info);
+    e->cache_info = NULL;
+}
