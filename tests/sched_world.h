@@ -27,6 +27,7 @@ struct rec {
     int64_t first_ns, end_ns;
     int order; /* of its first token, among all requests; 0: none yet */
     bool aborted;
+    void *mark; /* the test's own */
 };
 
 struct world {
@@ -55,7 +56,7 @@ static inline struct sched_config world_config(void)
                                             .group = {{.n_layers = 2, .bytes_per_token = 256}}}};
 }
 
-static void world_sink(void *ctx, const struct sched_event *ev)
+static inline void world_sink(void *ctx, const struct sched_event *ev)
 {
     struct world *w = ctx;
     struct rec *rec = (struct rec *)ev->seq->req;
@@ -82,9 +83,18 @@ static void world_sink(void *ctx, const struct sched_event *ev)
     rec->end_ns = ev->now_ns;
 }
 
+static inline void world_init_on(struct world *w, const struct sched_config *cfg,
+                                 struct backend *be)
+{
+    *w = (struct world){.cfg = *cfg, .be = be};
+    struct sl_err err = {0};
+    if (core_create(&w->core, cfg, w->be, world_sink, w, &err))
+        fail_msg("%s", err.msg);
+}
+
 static inline void world_init(struct world *w, const struct sched_config *cfg)
 {
-    *w = (struct world){.cfg = *cfg};
+    struct backend *be = NULL;
     struct sim_config sim = {.device = "h200",
                              .weight_bytes = 16e9,
                              .flops_per_token = 14e9,
@@ -94,9 +104,8 @@ static inline void world_init(struct world *w, const struct sched_config *cfg)
                              .layout = cfg->layout,
                              .eos = WORLD_EOS};
     struct sl_err err = {0};
-    assert_int_equal(sim_create(&w->be, &sim, &err), SL_OK);
-    if (core_create(&w->core, cfg, w->be, world_sink, w, &err))
-        fail_msg("%s", err.msg);
+    assert_int_equal(sim_create(&be, &sim, &err), SL_OK);
+    world_init_on(w, cfg, be);
 }
 
 /* A request of n_seqs choices whose prompt is `prompt`, or made up from `number` if NULL. Not

@@ -12,7 +12,7 @@ static int cover_at_admission(const struct sched *s, int group, int n_hit, int r
     int window = s->cfg.layout.group[group].window;
     int64_t most = (int64_t)n_hit * s->cfg.layout.block_size + window +
                    s->cfg.max_num_batched_tokens + s->cfg.layout.block_size;
-    return window && most < reserve ? (int)most : reserve;
+    return window && !s->by_batch && most < reserve ? (int)most : reserve;
 }
 
 /* Appends blocks until the table covers n positions. false: none left; what was taken stays. */
@@ -77,7 +77,7 @@ static void free_behind_window(struct sched *s, int group, struct block_table *t
 {
     int window = s->cfg.layout.group[group].window;
     int lowest = from - window + 1;
-    if (!window || lowest <= 0)
+    if (!window || s->by_batch || lowest <= 0)
         return;
     for (; t->first < t->n && (t->first + 1) * s->cfg.layout.block_size <= lowest; t->first++) {
         kvpool_drop(s->pool, group, t->block[t->first]);

@@ -34,8 +34,8 @@ typedef void (*policy_fn)(struct sched *s, struct batch *b);
 struct sched {
     struct sched_config cfg;
     policy_fn policy;
-    bool forks;  /* choices share the prompt; otherwise each computes its own */
-    int max_len; /* tokens of a sequence */
+    bool by_batch; /* static, request: choices do not fork, memory is reserved for all positions */
+    int max_len;   /* tokens of a sequence */
     struct kvpool *pool;
     struct intpool ints;
     struct queue waiting, running;

@@ -130,7 +130,7 @@ static void put_sequence(struct sched *s, struct batch *b, struct sequence *q)
     int logit = b->n_logits++;
     b->logit_row[logit] = last;
     put_sample(b, q, logit);
-    if (s->forks && !q->req->forked)
+    if (!s->by_batch && !q->req->forked)
         fork_choices(s, b, q, logit);
 }
 

@@ -44,7 +44,7 @@ void give(struct sched *s, struct sequence *q, int n)
     s->plogprob_left -= plogprob_rows(q, n);
     s->entry[s->n_entries++] = q;
     const struct request *r = q->req;
-    if (n == seq_todo(s, q) && s->forks && !r->forked)
+    if (n == seq_todo(s, q) && !s->by_batch && !r->forked)
         s->rows_promised += r->n_seqs - 1;
 }
 

@@ -4,6 +4,11 @@
 
 #include <string.h>
 
+static bool is_batch_policy(const struct sched_config *cfg)
+{
+    return cfg->policy == SL_POLICY_STATIC || cfg->policy == SL_POLICY_REQUEST;
+}
+
 /* The longest sequence that the pool can hold when it runs alone. Its last token is sampled and
  * never computed, so it needs no place. */
 static int longest(const struct sched_config *cfg)
@@ -13,7 +18,8 @@ static int longest(const struct sched_config *cfg)
     int64_t places = (int64_t)l->n_blocks * l->block_size;
     for (int g = 0; g < l->n_groups; g++) {
         int64_t window = l->group[g].window;
-        bool enough = window && places >= window + cfg->max_num_batched_tokens + 2 * l->block_size;
+        bool enough = window && !is_batch_policy(cfg) &&
+                      places >= window + cfg->max_num_batched_tokens + 2 * l->block_size;
         if (!enough && places + 1 < len)
             len = places + 1;
     }
@@ -45,7 +51,7 @@ static void set_config(struct sched *s, const struct sched_config *cfg)
                                          [SL_POLICY_REQUEST] = policy_batch};
     s->cfg = *cfg;
     s->policy = policies[cfg->policy];
-    s->forks = cfg->policy == SL_POLICY_MIXED || cfg->policy == SL_POLICY_PREFILL_FIRST;
+    s->by_batch = is_batch_policy(cfg);
     /* So that each running sequence can decode in every step. */
     if (s->cfg.max_num_seqs > cfg->max_num_batched_tokens)
         s->cfg.max_num_seqs = cfg->max_num_batched_tokens;
@@ -165,11 +171,11 @@ void sched_add(struct sched *s, struct request *r)
     r->cache_key = kvpool_key_take(s->pool, salt, salt ? strlen(salt) : 0);
     r->n_finished = 0;
     r->forked = r->n_seqs == 1;
-    if (s->forks) {
+    if (!s->by_batch) {
         enqueue(s, r->seq[0]);
         return;
     }
-    r->forked = true;
+    r->forked = true; /* each choice is a member of its own */
     for (int i = 0; i < r->n_seqs; i++)
         enqueue(s, r->seq[i]);
 }
