@@ -3,7 +3,7 @@
  * Three steps, all without a socket and without waiting:
  *   oai_parse    body bytes -> struct oai_request: the fields' table, then the rules across fields;
  *   oai_prompts  chat template and tokenizer: the token ids of each prompt, lengths checked;
- *   (call.c      submits them and turns outputs into JSON with choice.h.)
+ *   (call.c      submits them and turns outputs into JSON with oai_choice.h.)
  * Names, defaults and error texts are vLLM's.
  *
  * Thread: a request belongs to one thread at a time; struct oai_env is immutable while serving. */

@@ -460,6 +460,13 @@ static bool settle(struct oai_request *r, const struct oai_env *env, struct oai_
         !read_repetition(r, e) || !read_stream_options(r, env, e) || !refuse_missing(r, e) ||
         !check_model(r, env, e))
         return false;
+    if (r->params.n < 1)
+        return oai_fail(e, 400, NULL, "n", "n must be at least 1, got %d.", r->params.n);
+    if (r->params.n > OAI_MAX_CHOICES)
+        return oai_fail(e, 400, NULL, "n",
+                        "n must be at most %d, got %d. To increase this limit, set the "
+                        "VLLM_MAX_N_SEQUENCES environment variable.",
+                        OAI_MAX_CHOICES, r->params.n);
     settle_logprobs(r);
     r->truncate_right = r->truncation_side && !strcmp(r->truncation_side, "right");
     r->only_echo = r->api == OAI_COMPLETIONS && r->echo && r->max_tokens == 0;

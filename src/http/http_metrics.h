@@ -1,0 +1,22 @@
+/* http_metrics.h - http_requests_total and its relatives, as prometheus-fastapi-instrumentator
+ * names them.
+ *
+ * Thread: any. Every atomic is a statistic: relaxed, publishes nothing. */
+#ifndef SL_HTTP_HTTP_METRICS_H
+#define SL_HTTP_HTTP_METRICS_H
+
+#include "base/status.h"
+#include "base/strbuf.h"
+
+struct http_metrics;
+
+/* One row per handler; index n_handlers counts requests that no route answers ("none"). */
+SL_MUST_CHECK enum sl_status http_metrics_create(struct http_metrics **out,
+                                                 const char *const *handlers, int n_handlers,
+                                                 struct sl_err *err);
+void http_metrics_destroy(struct http_metrics **m);
+void http_metrics_count(struct http_metrics *m, int handler, const char *method, int status,
+                        int64_t duration_ns, size_t request_bytes, size_t response_bytes);
+void http_metrics_render(const struct http_metrics *m, struct strbuf *out);
+
+#endif
