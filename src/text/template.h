@@ -30,4 +30,9 @@ SL_MUST_CHECK enum sl_status template_render(const struct template *t, const jso
                                              const char *now, const struct template_limits *limits,
                                              char **text, size_t *bytes, struct sl_err *err);
 
+/* Variables from JSON text, as Python's json module would read them: integers of any size, and NUL
+ * in strings. (JSON integers outside int64 become objects that only template_render() understands.)
+ * NULL: *err says why. */
+SL_MUST_CHECK json_t *template_vars_parse(const char *json, size_t bytes, struct sl_err *err);
+
 #endif
