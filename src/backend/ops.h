@@ -139,6 +139,10 @@ struct ops {
      * in pieces when a step wants more logits than its buffer holds. */
     void (*logits)(struct device *d, float *logits, const struct weight *w, const void *x,
                    int first, int n, float scale, float softcap);
+    /* Copies device memory to the host after all that was launched before. NULL: buffers from alloc
+     * are host memory. */
+    SL_MUST_CHECK enum sl_status (*fetch)(struct device *d, void *host, const void *from,
+                                          size_t bytes, struct sl_err *err);
     void (*destroy)(struct device *d);
 };
 
@@ -147,5 +151,9 @@ SL_MUST_CHECK enum sl_status ref_device_create(const struct ops **ops, struct de
                                                struct sl_err *err);
 SL_MUST_CHECK enum sl_status cpu_device_create(const struct ops **ops, struct device **d,
                                                int threads, struct sl_err *err);
+#ifdef SLUICE_CUDA
+SL_MUST_CHECK enum sl_status cuda_device_create(const struct ops **ops, struct device **d,
+                                                struct sl_err *err);
+#endif
 
 #endif

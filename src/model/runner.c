@@ -21,7 +21,8 @@ struct runner {
     const struct ops *ops;
     struct device *device;
     enum wformat kv_format;
-    float *logits; /* [logits_rows, vocab_size] */
+    float *logits; /* [logits_rows, vocab_size], device memory */
+    float *logits_host; /* the same for the sampler; equal to logits where that is host memory */
     int logits_rows;
     struct sample_row *piece_sample;     /* [max_samples] */
     struct plogprob_row *piece_plogprob; /* [max_logits] */
@@ -65,13 +66,18 @@ static enum sl_status runner_submit(struct backend *be, const struct batch *b, s
     return SL_OK;
 }
 
-static void make_logits(const struct runner *r, int first, int n)
+/* Logits of rows [first, first + n) of the batch, where the host sampler can read them. */
+static enum sl_status make_logits(const struct runner *r, int first, int n, struct sl_err *err)
 {
     const struct model_spec *s = r->spec;
     const struct weight *head =
         weights_matrix(&r->weights, s->tied ? SLOT_EMBED : SLOT_LM_HEAD, -1);
     r->ops->logits(r->device, r->logits, head, r->forward.x, first, n, s->logit_scale,
                    s->logit_softcap);
+    if (!r->ops->fetch)
+        return SL_OK;
+    size_t bytes = (size_t)n * (size_t)s->vocab_size * sizeof(float);
+    return r->ops->fetch(r->device, r->logits_host, r->logits, bytes, err);
 }
 
 /* The rows of b that read logits [first, first + n), renumbered from 0. *sample and *plogprob say
@@ -133,8 +139,9 @@ static enum sl_status sample_in_pieces(struct runner *r, const struct batch *b,
     for (int first = 0; first < b->n_logits; first += r->logits_rows) {
         int n = b->n_logits - first < r->logits_rows ? b->n_logits - first : r->logits_rows;
         struct batch v = piece_of(r, b, first, n, &sample, &plogprob);
-        make_logits(r, first, n);
-        enum sl_status st = r->sample(r->sample_ctx, &v, r->logits, r->piece, err);
+        enum sl_status st = make_logits(r, first, n, err);
+        if (st == SL_OK)
+            st = r->sample(r->sample_ctx, &v, r->logits_host, r->piece, err);
         if (st)
             return st;
         if (!append_piece(out, r->piece))
@@ -153,11 +160,12 @@ static enum sl_status runner_collect(struct backend *be, struct step_result *out
         return is_dead(err);
     SL_ASSERT(b);
     r->in_flight = NULL;
-    enum sl_status st;
+    enum sl_status st = SL_OK;
     if (b->n_logits <= r->logits_rows) {
         if (b->n_logits)
-            make_logits(r, 0, b->n_logits);
-        st = r->sample(r->sample_ctx, b, r->logits, out, err);
+            st = make_logits(r, 0, b->n_logits, err);
+        if (st == SL_OK)
+            st = r->sample(r->sample_ctx, b, r->logits_host, out, err);
     } else {
         st = sample_in_pieces(r, b, out, err);
     }
@@ -178,9 +186,12 @@ static void free_buffers(struct runner *r)
 {
     if (r->forward.ops)
         forward_fini(&r->forward);
-    if (r->ops)
+    if (r->ops) {
+        if (r->logits_host != r->logits)
+            mem_free(r->logits_host);
         r->ops->free(r->device, r->logits);
-    r->logits = NULL;
+    }
+    r->logits = r->logits_host = NULL;
     mem_free(r->piece_sample);
     mem_free(r->piece_plogprob);
     r->piece_sample = NULL;
@@ -340,6 +351,9 @@ static enum sl_status take_buffers(struct runner *r, const struct batch_limits *
     size_t bytes = (size_t)r->logits_rows * (size_t)r->spec->vocab_size * sizeof(float);
     if (!(r->logits = r->ops->alloc(r->device, bytes, "logits", err)))
         return SL_FAIL(err, SL_ENOMEM, "no memory for logits (%zu bytes)", bytes);
+    r->logits_host = r->ops->fetch ? mem_aligned(bytes, 1, 64) : r->logits;
+    if (!r->logits_host)
+        return SL_FAIL(err, SL_ENOMEM, "no host memory for logits (%zu bytes)", bytes);
     if (r->logits_rows == limits->max_logits)
         return SL_OK;
     r->piece_sample = mem_alloc((size_t)limits->max_samples, sizeof *r->piece_sample);

@@ -63,6 +63,12 @@ static void open_device(const struct drive_config *cfg, struct runner_config *rc
         OK(cpu_device_create(&rc->ops, &rc->device, cfg->threads, &err), err);
         return;
     }
+#ifdef SLUICE_CUDA
+    if (!strcmp(cfg->device, "cuda")) {
+        OK(cuda_device_create(&rc->ops, &rc->device, &err), err);
+        return;
+    }
+#endif
     assert_string_equal(cfg->device, "ref");
     OK(ref_device_create(&rc->ops, &rc->device, &err), err);
 }

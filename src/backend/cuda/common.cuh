@@ -1,0 +1,98 @@
+/* common.cuh - what the kernels share: vector loads, warp sums, bf16 pairs.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef SL_BACKEND_CUDA_COMMON_CUH
+#define SL_BACKEND_CUDA_COMMON_CUH
+
+#include "backend/cuda/cuda.h"
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+typedef __nv_bfloat16 bf16;
+
+/* Eight bf16 as one 16-byte access. */
+struct __align__(16) bf16x8
+{
+    __nv_bfloat162 v[4];
+};
+
+__device__ __forceinline__ float to_f(bf16 x)
+{
+    return __bfloat162float(x);
+}
+
+__device__ __forceinline__ bf16 to_bf(float x)
+{
+    return __float2bfloat16_rn(x);
+}
+
+/* Sum over a block of `THREADS`, the same tree for every row. `scratch` holds THREADS / 32 floats.
+ */
+template <int THREADS> __device__ __forceinline__ float block_sum(float v, float *scratch)
+{
+    for (int o = 16; o; o >>= 1)
+        v += __shfl_xor_sync(0xffffffffu, v, o);
+    if (THREADS == 32)
+        return v;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    __syncthreads(); /* scratch may still be read from an earlier sum */
+    if (lane == 0)
+        scratch[warp] = v;
+    __syncthreads();
+    v = 0;
+    for (int w = 0; w < THREADS / 32; w++)
+        v += scratch[w];
+    return v;
+}
+
+__device__ __forceinline__ void cp_async16(void *shared, const void *global, bool valid)
+{
+    unsigned dst = (unsigned)__cvta_generic_to_shared(shared);
+    int bytes = valid ? 16 : 0; /* the rest is zero-filled */
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(global),
+                 "r"(bytes));
+}
+
+__device__ __forceinline__ void cp_async_commit()
+{
+    asm volatile("cp.async.commit_group;");
+}
+
+template <int N> __device__ __forceinline__ void cp_async_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(N));
+}
+
+__device__ __forceinline__ void ldmatrix4(unsigned (&r)[4], const void *shared)
+{
+    unsigned p = (unsigned)__cvta_generic_to_shared(shared);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(p));
+}
+
+__device__ __forceinline__ void ldmatrix4_trans(unsigned (&r)[4], const void *shared)
+{
+    unsigned p = (unsigned)__cvta_generic_to_shared(shared);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(p));
+}
+
+/* c[16x8] += a[16x16] b[16x8], bf16 with f32 accumulation. */
+__device__ __forceinline__ void mma16816(float (&c)[4], const unsigned (&a)[4], unsigned b0,
+                                         unsigned b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, "
+                 "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ unsigned pack_bf16(float lo, float hi)
+{
+    __nv_bfloat162 p = __floats2bfloat162_rn(lo, hi);
+    return *reinterpret_cast<unsigned *>(&p);
+}
+
+#endif

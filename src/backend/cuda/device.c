@@ -1,0 +1,425 @@
+/* device.c - the CUDA device: memory, weights, a step's upload, and the ops that launch kernels.
+ *
+ * A step's arrays go up in one pinned buffer and one copy. Launches are asynchronous on one stream;
+ * fetch() waits for it.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "backend/cuda/device.h"
+
+#include "base/half.h"
+#include "base/mem.h"
+
+#include <math.h>
+#include <string.h>
+
+enum sl_status cuda_check(cudaError_t e, const char *what, struct sl_err *err)
+{
+    if (e == cudaSuccess)
+        return SL_OK;
+    return SL_FAIL(err, e == cudaErrorMemoryAllocation ? SL_ENOMEM : SL_EDEVICE, "CUDA: %s: %s",
+                   what, cudaGetErrorString(e));
+}
+
+/* Remember the first failure of a step; end() and fetch() report it. */
+void cuda_note(struct device *d, const char *what)
+{
+    cudaError_t e = cudaGetLastError();
+    if (e != cudaSuccess && d->failed == cudaSuccess) {
+        d->failed = e;
+        d->failed_what = what;
+    }
+}
+
+static void *cuda_alloc(struct device *d, size_t bytes, const char *name, struct sl_err *err)
+{
+    void *p = NULL;
+    cudaError_t e = cudaMalloc(&p, bytes ? bytes : 1);
+    if (e == cudaSuccess)
+        e = cudaMemsetAsync(p, 0, bytes, d->stream);
+    if (e != cudaSuccess) {
+        (void)cudaGetLastError();
+        (void)SL_FAIL(err, SL_ENOMEM, "CUDA: no memory for %s (%zu bytes): %s", name, bytes,
+                      cudaGetErrorString(e));
+        return NULL;
+    }
+    return p;
+}
+
+static void cuda_free(struct device *d, void *p)
+{
+    (void)d;
+    cudaFree(p);
+}
+
+static bool cuda_supports(struct device *d, enum sl_dtype dtype)
+{
+    (void)d;
+    return dtype == SL_DTYPE_BF16;
+}
+
+/* ---- weights ------------------------------------------------------------------------------- */
+
+static float get(const void *data, enum sl_dtype t, size_t i)
+{
+    if (t == SL_DTYPE_F32)
+        return ((const float *)data)[i];
+    uint16_t h = ((const uint16_t *)data)[i];
+    return t == SL_DTYPE_BF16 ? bf16_f32(h) : f16_f32(h);
+}
+
+/* Copies n values to the device as bf16 through the pinned staging buffers, alternating, so that
+ * converting one overlaps the other's transfer. */
+static enum sl_status upload_bf16(struct device *d, void *to, const void *from, enum sl_dtype t,
+                                  size_t n, struct sl_err *err)
+{
+    size_t at = 0, cap = STAGING_BYTES / 2;
+    for (; at < n;) {
+        size_t now = n - at < cap ? n - at : cap;
+        int s = d->next_staging ^= 1;
+        enum sl_status st = cuda_check(cudaEventSynchronize(d->staged[s]), "staging", err);
+        if (st)
+            return st;
+        uint16_t *out = d->staging[s];
+        if (t == SL_DTYPE_BF16)
+            memcpy(out, (const uint16_t *)from + at, now * 2);
+        else
+            for (size_t i = 0; i < now; i++)
+                out[i] = f32_bf16(get(from, t, at + i));
+        st = cuda_check(
+            cudaMemcpyAsync((uint16_t *)to + at, out, now * 2, cudaMemcpyHostToDevice, d->stream),
+            "weight upload", err);
+        if (st)
+            return st;
+        cudaEventRecord(d->staged[s], d->stream);
+        at += now;
+    }
+    return SL_OK;
+}
+
+static void cuda_weight_release(struct device *d, struct weight *w)
+{
+    cuda_free(d, w->data);
+    cuda_free(d, w->bias);
+    *w = (struct weight){0};
+}
+
+static enum sl_status upload_bias(struct device *d, struct weight *w,
+                                  const struct weight_source *src, struct sl_err *err)
+{
+    float *bias = mem_zalloc((size_t)w->rows, sizeof *bias);
+    w->bias = cuda_alloc(d, (size_t)w->rows * sizeof *bias, "a bias", err);
+    if (!bias || !w->bias) {
+        mem_free(bias);
+        return SL_FAIL(err, SL_ENOMEM, "no memory for a bias of %d values", w->rows);
+    }
+    int row = 0;
+    for (int i = 0; i < src->n_parts; row += src->part[i++].rows)
+        for (int r = 0; src->part[i].bias && r < src->part[i].rows; r++)
+            bias[row + r] = get(src->part[i].bias, src->dtype, (size_t)r);
+    enum sl_status st = cuda_check(
+        cudaMemcpy(w->bias, bias, (size_t)w->rows * sizeof *bias, cudaMemcpyHostToDevice),
+        "bias upload", err);
+    mem_free(bias);
+    return st;
+}
+
+static enum sl_status cuda_weight_prepare(struct device *d, struct weight *out,
+                                          const struct weight_source *src, enum wformat format,
+                                          const char *name, struct sl_err *err)
+{
+    struct weight w = {.format = format, .cols = src->cols};
+    bool has_bias = false;
+    if (format != W_BF16)
+        return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "quantization",
+                             "the CUDA device has bfloat16 weights only");
+    for (int i = 0; i < src->n_parts; i++) {
+        w.rows += src->part[i].rows;
+        has_bias = has_bias || src->part[i].bias;
+    }
+    w.bytes = (size_t)w.rows * (size_t)w.cols * 2;
+    w.data = cuda_alloc(d, w.bytes, name, err);
+    enum sl_status st = w.data ? SL_OK : SL_ENOMEM;
+    char *to = w.data;
+    for (int i = 0; st == SL_OK && i < src->n_parts; i++) {
+        size_t n = (size_t)src->part[i].rows * (size_t)src->cols;
+        st = upload_bf16(d, to, src->part[i].data, src->dtype, n, err);
+        to += n * 2;
+    }
+    if (st == SL_OK && has_bias)
+        st = upload_bias(d, &w, src, err);
+    if (st)
+        cuda_weight_release(d, &w);
+    else
+        *out = w;
+    return st;
+}
+
+static float *cuda_vector_prepare(struct device *d, const void *src, enum sl_dtype dtype, int n,
+                                  float add, struct sl_err *err)
+{
+    float *host = mem_alloc((size_t)n, sizeof *host);
+    float *v = cuda_alloc(d, (size_t)n * sizeof *v, "a vector", err);
+    for (int i = 0; host && i < n; i++)
+        host[i] = get(src, dtype, (size_t)i) + add;
+    enum sl_status st = host && v ? SL_OK : SL_ENOMEM;
+    if (st == SL_OK)
+        st = cuda_check(
+            cudaMemcpyAsync(v, host, (size_t)n * sizeof *v, cudaMemcpyHostToDevice, d->stream),
+            "vector upload", err);
+    if (st == SL_OK)
+        st = cuda_check(cudaStreamSynchronize(d->stream), "vector upload", err);
+    mem_free(host);
+    if (st == SL_OK)
+        return v;
+    cuda_free(d, v);
+    (void)SL_FAIL(err, st, "no memory for a vector of %d values", n);
+    return NULL;
+}
+
+/* ---- KV cache ------------------------------------------------------------------------------ */
+
+static void kv_destroy(struct device *d)
+{
+    for (int g = 0; g < KV_GROUPS_MAX; g++) {
+        for (int l = 0; l < d->n_kv[g]; l++) {
+            cudaFree(d->kv[g][l].k);
+            cudaFree(d->kv[g][l].v);
+        }
+        mem_free(d->kv[g]);
+        d->kv[g] = NULL;
+        d->n_kv[g] = 0;
+    }
+}
+
+static enum sl_status cuda_kv_create(struct device *d, const struct kv_layout *layout,
+                                     const struct attn_spec *layers, int n_layers,
+                                     enum wformat kv_format, struct sl_err *err)
+{
+    if (kv_format != W_BF16)
+        return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "kv_cache_dtype",
+                             "the CUDA device has a bfloat16 KV cache only");
+    if (layout->block_size % 16)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "block_size",
+                             "block_size must be a multiple of 16 on CUDA, got %d.",
+                             layout->block_size);
+    kv_destroy(d);
+    d->block_size = layout->block_size;
+    d->n_groups = layout->n_groups;
+    for (int g = 0; g < layout->n_groups; g++) {
+        d->n_kv[g] = layout->group[g].n_layers;
+        if (!(d->kv[g] = mem_zalloc((size_t)d->n_kv[g], sizeof *d->kv[g])))
+            return SL_FAIL(err, SL_ENOMEM, "no memory for %d layers", n_layers);
+    }
+    size_t partial = 0;
+    for (int i = 0; i < n_layers; i++) {
+        const struct attn_spec *a = &layers[i];
+        struct kv_cache *kv = &d->kv[a->group][a->layer_in_group];
+        if (!attn_supports(a->head_dim))
+            return SL_FAIL(err, SL_ENOSUPPORT,
+                           "attention heads of %d values: CUDA takes multiples of 8 up to 256",
+                           a->head_dim);
+        size_t token = (size_t)a->n_kv_heads * (size_t)a->head_dim * 2;
+        d->group[a->group] = *a;
+        d->block_bytes[a->group] = token * (size_t)layout->block_size;
+        size_t bytes = d->block_bytes[a->group] * (size_t)layout->n_blocks;
+        if (!(kv->k = cuda_alloc(d, bytes, "the KV cache", err)) ||
+            !(kv->v = cuda_alloc(d, bytes, "the KV cache", err)))
+            return SL_ENOMEM;
+        size_t part =
+            (size_t)a->n_heads * ((size_t)attn_padded_dim(a->head_dim) + 2) * sizeof(float);
+        partial = part > partial ? part : partial;
+    }
+    /* Shared blocks count once for each sequence that reads them, so this may run out: then the
+     * sequences that are left go the tile kernel's way, with the same bits. */
+    d->max_parts =
+        2 * (size_t)layout->n_blocks * (size_t)layout->block_size / CUDA_ATTN_CHUNK + 256;
+    cudaFree(d->partial);
+    d->partial = cuda_alloc(d, d->max_parts * partial, "attention's partial sums", err);
+    return d->partial ? SL_OK : SL_ENOMEM;
+}
+
+/* ---- ops ------------------------------------------------------------------------------------- */
+
+static struct norm_args norm_args(const struct norm *n)
+{
+    return (struct norm_args){.w = n->w, .b = n->b, .eps = n->eps, .rms = n->rms};
+}
+
+static void cuda_embed(struct device *d, float *h, const struct weight *e, float scale,
+                       const struct weight *p, int pos_offset)
+{
+    launch_embed(d->stream, h, e->data, &d->arrays[0], e->cols, scale, p ? p->data : NULL,
+                 pos_offset);
+    cuda_note(d, "embed");
+}
+
+static void cuda_add_norm(struct device *d, void *x, float *h, const void *add, float add_scale,
+                          const struct norm *norm, int rows, int n)
+{
+    struct norm_args k = norm ? norm_args(norm) : (struct norm_args){0};
+    launch_add_norm(d->stream, x, h, add, add_scale, norm ? &k : NULL, rows, n);
+    cuda_note(d, "add_norm");
+}
+
+static void cuda_norm(struct device *d, void *y, const void *x, const struct norm *norm, int rows,
+                      int n)
+{
+    struct norm_args k = norm_args(norm);
+    launch_norm(d->stream, y, x, &k, rows, n);
+    cuda_note(d, "norm");
+}
+
+static void cuda_linear(struct device *d, void *y, const struct weight *w, const void *x, int rows)
+{
+    gemm_run(d, y, false, w, x, rows);
+    if (w->bias) {
+        launch_add_bias(d->stream, y, w->bias, rows, w->rows);
+        cuda_note(d, "add_bias");
+    }
+}
+
+static struct attn_shape attn_shape(const struct device *d, const struct attn_spec *a)
+{
+    return (struct attn_shape){.n_heads = a->n_heads,
+                               .n_kv_heads = a->n_kv_heads,
+                               .head_dim = a->head_dim,
+                               .block_size = d->block_size,
+                               .scale = a->scale,
+                               .softcap = a->softcap,
+                               .window = a->window,
+                               .alibi = a->alibi,
+                               .causal = a->causal};
+}
+
+static void cuda_qkv_rope_cache(struct device *d, void *qkv, const struct attn_spec *a,
+                                const struct rope *rope, const struct norm *q_norm,
+                                const struct norm *k_norm)
+{
+    struct attn_shape shape = attn_shape(d, a);
+    struct rope_args r = {0};
+    struct norm_args q = q_norm ? norm_args(q_norm) : (struct norm_args){0};
+    struct norm_args k = k_norm ? norm_args(k_norm) : (struct norm_args){0};
+    if (rope)
+        r = (struct rope_args){.inv_freq = rope->inv_freq,
+                               .rot_dims = rope->rot_dims,
+                               .mscale = rope->mscale,
+                               .interleaved = rope->interleaved};
+    launch_qkv_rope_cache(d->stream, qkv, &d->kv[a->group][a->layer_in_group], &d->arrays[a->group],
+                          &shape, &r, q_norm ? &q : NULL, k_norm ? &k : NULL);
+    cuda_note(d, "qkv_rope_cache");
+}
+
+static void cuda_attention(struct device *d, void *out, const void *qkv, const struct attn_spec *a)
+{
+    struct attn_shape shape = attn_shape(d, a);
+    launch_attention(d->stream, out, qkv, &d->kv[a->group][a->layer_in_group], &d->arrays[a->group],
+                     &shape, &d->plan[a->group]);
+    cuda_note(d, "attention");
+}
+
+static void cuda_act(struct device *d, void *y, const void *x, enum act_kind kind, bool gated,
+                     int rows, int n)
+{
+    launch_act(d->stream, y, x, (int)kind, gated, rows, n);
+    cuda_note(d, "act");
+}
+
+static void cuda_logits(struct device *d, float *logits, const struct weight *w, const void *x,
+                        int first, int n, float scale, float softcap)
+{
+    size_t bytes = (size_t)n * (size_t)w->cols * 2;
+    if (bytes > d->gathered_bytes) { /* grows during warm-up only */
+        cudaFree(d->gathered);
+        d->gathered_bytes = cudaMalloc(&d->gathered, bytes) == cudaSuccess ? bytes : 0;
+        cuda_note(d, "memory for rows of logits");
+        if (!d->gathered_bytes)
+            return;
+    }
+    launch_gather_rows(d->stream, d->gathered, x, d->arrays[0].logit_row + first, n, w->cols);
+    cuda_note(d, "gather_rows");
+    gemm_run(d, logits, true, w, d->gathered, n);
+    if (w->bias || scale != 1 || softcap != 0) {
+        launch_finish_logits(d->stream, logits, w->bias, n, w->rows, scale, softcap);
+        cuda_note(d, "finish_logits");
+    }
+}
+
+static enum sl_status cuda_fetch(struct device *d, void *host, const void *from, size_t bytes,
+                                 struct sl_err *err)
+{
+    cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, d->stream);
+    cuda_note(d, "fetch");
+    return step_end(d, err);
+}
+
+static void cuda_destroy(struct device *d)
+{
+    if (!d)
+        return;
+    if (d->stream)
+        cudaStreamSynchronize(d->stream);
+    kv_destroy(d);
+    step_fini(d);
+    gemm_fini(d);
+    cudaFree(d->partial);
+    cudaFree(d->gathered);
+    for (int i = 0; i < 2; i++) {
+        cudaFreeHost(d->staging[i]);
+        if (d->staged[i])
+            cudaEventDestroy(d->staged[i]);
+    }
+    if (d->stream)
+        cudaStreamDestroy(d->stream);
+    mem_free(d);
+}
+
+static const struct ops cuda_ops = {
+    .name = "cuda",
+    .act_bytes = 2,
+    .alloc = cuda_alloc,
+    .free = cuda_free,
+    .supports = cuda_supports,
+    .weight_prepare = cuda_weight_prepare,
+    .weight_release = cuda_weight_release,
+    .vector_prepare = cuda_vector_prepare,
+    .kv_create = cuda_kv_create,
+    .begin = step_begin,
+    .end = step_end,
+    .embed = cuda_embed,
+    .add_norm = cuda_add_norm,
+    .norm = cuda_norm,
+    .linear = cuda_linear,
+    .qkv_rope_cache = cuda_qkv_rope_cache,
+    .attention = cuda_attention,
+    .act = cuda_act,
+    .logits = cuda_logits,
+    .fetch = cuda_fetch,
+    .destroy = cuda_destroy,
+};
+
+enum sl_status cuda_device_create(const struct ops **ops, struct device **out, struct sl_err *err)
+{
+    int n = 0;
+    if (cudaGetDeviceCount(&n) != cudaSuccess || n == 0)
+        return SL_FAIL_PARAM(err, SL_ENOTFOUND, "device", "no CUDA device was found");
+    struct device *d = mem_zalloc(1, sizeof *d);
+    if (!d)
+        return SL_FAIL(err, SL_ENOMEM, "no memory for the CUDA device");
+    enum sl_status st = cuda_check(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking),
+                                   "making a stream", err);
+    for (int i = 0; st == SL_OK && i < 2; i++) {
+        st = cuda_check(cudaHostAlloc(&d->staging[i], STAGING_BYTES, cudaHostAllocDefault),
+                        "a staging buffer", err);
+        if (st == SL_OK)
+            st = cuda_check(cudaEventCreateWithFlags(&d->staged[i], cudaEventDisableTiming),
+                            "an event", err);
+    }
+    if (st == SL_OK)
+        st = gemm_init(d, err);
+    if (st) {
+        cuda_destroy(d);
+        return st;
+    }
+    *ops = &cuda_ops;
+    *out = d;
+    return SL_OK;
+}

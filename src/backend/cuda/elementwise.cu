@@ -1,0 +1,288 @@
+/* elementwise.cu - everything that touches each value once: embedding, norms, activation, rope and
+ * cache writes, logits' ends.
+ *
+ * All are bound by bytes. A row is one block (norms) or a slice of blocks; sums run in a fixed tree
+ * over the threads of a block, so a row's bits do not depend on the others.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "backend/cuda/common.cuh"
+
+static const int THREADS = 256;
+
+static int blocks_for(size_t n, int per_block)
+{
+    return (int)((n + per_block - 1) / per_block);
+}
+
+/* One block a row; a thread takes every 256th element. */
+__global__ void embed_kernel(float *h, const bf16 *table, struct step_arrays a, int n, float scale,
+                             const bf16 *pos_table, int pos_offset)
+{
+    size_t r = blockIdx.x, token = (size_t)a.token[r];
+    size_t p = (size_t)(a.pos[r] + pos_offset);
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        float v = to_f(table[token * n + i]) * scale;
+        if (pos_table)
+            v += to_f(pos_table[p * n + i]);
+        h[r * n + i] = v;
+    }
+}
+
+extern "C" void launch_embed(cuda_stream s, float *h, const void *table,
+                             const struct step_arrays *a, int n, float scale, const void *pos_table,
+                             int pos_offset)
+{
+    embed_kernel<<<a->n_tokens, THREADS, 0, s>>>(h, (const bf16 *)table, *a, n, scale,
+                                                 (const bf16 *)pos_table, pos_offset);
+}
+
+__device__ __forceinline__ float normed(float v, float mean, float factor, const norm_args &k,
+                                        int i)
+{
+    v = (v - mean) * factor;
+    if (k.w)
+        v *= k.w[i];
+    return k.b ? v + k.b[i] : v;
+}
+
+/* Mean (0 for rms) and 1 / sqrt(variance + eps) of a row of n values, get(i) giving each. */
+template <class F>
+__device__ __forceinline__ void moments(F get, int n, const norm_args &k, float *mean,
+                                        float *factor)
+{
+    __shared__ float scratch[32];
+    float sum = 0;
+    *mean = 0;
+    if (!k.rms) {
+        for (int i = threadIdx.x; i < n; i += 256)
+            sum += get(i);
+        *mean = block_sum<256>(sum, scratch) / n;
+    }
+    sum = 0;
+    for (int i = threadIdx.x; i < n; i += 256) {
+        float d = get(i) - *mean;
+        sum += d * d;
+    }
+    *factor = rsqrtf(block_sum<256>(sum, scratch) / n + k.eps);
+}
+
+/* One block a row: h += add * scale, then x = norm(h). h is read once more from L1. */
+__global__ void __launch_bounds__(256)
+    add_norm_kernel(bf16 *x, float *h, const bf16 *add, float add_scale, norm_args k, int n)
+{
+    h += (size_t)blockIdx.x * n;
+    if (add) {
+        add += (size_t)blockIdx.x * n;
+        for (int i = threadIdx.x; i < n; i += 256)
+            h[i] += to_f(add[i]) * add_scale;
+    }
+    if (!x)
+        return;
+    x += (size_t)blockIdx.x * n;
+    float mean, factor;
+    moments([&](int i) { return h[i]; }, n, k, &mean, &factor); /* own elements: no barrier */
+    for (int i = threadIdx.x; i < n; i += 256)
+        x[i] = to_bf(normed(h[i], mean, factor, k, i));
+}
+
+extern "C" void launch_add_norm(cuda_stream s, void *x, float *h, const void *add, float add_scale,
+                                const struct norm_args *norm, int rows, int n)
+{
+    norm_args none = {};
+    add_norm_kernel<<<rows, 256, 0, s>>>((bf16 *)x, h, (const bf16 *)add, add_scale,
+                                         norm ? *norm : none, n);
+}
+
+__global__ void __launch_bounds__(256) norm_kernel(bf16 *y, const bf16 *x, norm_args k, int n)
+{
+    x += (size_t)blockIdx.x * n;
+    y += (size_t)blockIdx.x * n;
+    float mean, factor;
+    moments([&](int i) { return to_f(x[i]); }, n, k, &mean, &factor);
+    for (int i = threadIdx.x; i < n; i += 256)
+        y[i] = to_bf(normed(to_f(x[i]), mean, factor, k, i));
+}
+
+extern "C" void launch_norm(cuda_stream s, void *y, const void *x, const struct norm_args *norm,
+                            int rows, int n)
+{
+    norm_kernel<<<rows, 256, 0, s>>>((bf16 *)y, (const bf16 *)x, *norm, n);
+}
+
+/* Numbered as enum act_kind. */
+__device__ __forceinline__ float activate(int kind, float x)
+{
+    switch (kind) {
+    case 0:
+        return x / (1 + __expf(-x));
+    case 1:
+        return 0.5f * x * (1 + erff(x * 0.70710678f));
+    case 2:
+        return 0.5f * x * (1 + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+    case 3:
+        return x > 0 || isnan(x) ? x : 0;
+    default:
+        return x > 0 || isnan(x) ? x * x : 0;
+    }
+}
+
+/* Eight values a thread; n % 8 == 0. */
+__global__ void act_kernel(bf16 *y, const bf16 *x, int kind, bool gated, size_t total, int n)
+{
+    size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    if (at >= total)
+        return;
+    size_t r = at / n, i = at % n, from = r * (gated ? 2 * (size_t)n : n) + i;
+    bf16x8 g = *(const bf16x8 *)(x + from), u = g, out;
+    if (gated)
+        u = *(const bf16x8 *)(x + from + n);
+    for (int j = 0; j < 4; j++) {
+        float2 a = __bfloat1622float2(g.v[j]), b = __bfloat1622float2(u.v[j]);
+        a.x = activate(kind, a.x) * (gated ? b.x : 1.f);
+        a.y = activate(kind, a.y) * (gated ? b.y : 1.f);
+        out.v[j] = __floats2bfloat162_rn(a.x, a.y);
+    }
+    *(bf16x8 *)(y + at) = out;
+}
+
+extern "C" void launch_act(cuda_stream s, void *y, const void *x, int kind, bool gated, int rows,
+                           int n)
+{
+    size_t total = (size_t)rows * n;
+    act_kernel<<<blocks_for(total / 8, THREADS), THREADS, 0, s>>>((bf16 *)y, (const bf16 *)x, kind,
+                                                                  gated, total, n);
+}
+
+__global__ void add_bias_kernel(bf16 *y, const float *bias, size_t total, int n)
+{
+    size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at < total)
+        y[at] = to_bf(to_f(y[at]) + bias[at % n]);
+}
+
+extern "C" void launch_add_bias(cuda_stream s, void *y, const float *bias, int rows, int n)
+{
+    size_t total = (size_t)rows * n;
+    add_bias_kernel<<<blocks_for(total, THREADS), THREADS, 0, s>>>((bf16 *)y, bias, total, n);
+}
+
+__global__ void gather_rows_kernel(bf16 *out, const bf16 *x, const int32_t *row, int width)
+{
+    const bf16 *from = x + (size_t)row[blockIdx.x] * width;
+    for (int i = threadIdx.x; i < width; i += blockDim.x)
+        out[(size_t)blockIdx.x * width + i] = from[i];
+}
+
+extern "C" void launch_gather_rows(cuda_stream s, void *out, const void *x, const int32_t *row,
+                                   int n, int width)
+{
+    gather_rows_kernel<<<n, THREADS, 0, s>>>((bf16 *)out, (const bf16 *)x, row, width);
+}
+
+__global__ void finish_logits_kernel(float *logits, const float *bias, size_t total, int n,
+                                     float scale, float softcap)
+{
+    size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= total)
+        return;
+    float v = (logits[at] + (bias ? bias[at % n] : 0.f)) * scale;
+    logits[at] = softcap != 0 ? softcap * tanhf(v / softcap) : v;
+}
+
+extern "C" void launch_finish_logits(cuda_stream s, float *logits, const float *bias, int rows,
+                                     int n, float scale, float softcap)
+{
+    size_t total = (size_t)rows * n;
+    finish_logits_kernel<<<blocks_for(total, THREADS), THREADS, 0, s>>>(logits, bias, total, n,
+                                                                        scale, softcap);
+}
+
+/* One block a copy, 16 bytes a thread at a time. */
+__global__ void copy_blocks_kernel(char *cache, const int32_t *src_dst, size_t bytes)
+{
+    const uint4 *from = (const uint4 *)(cache + (size_t)src_dst[2 * blockIdx.x] * bytes);
+    uint4 *to = (uint4 *)(cache + (size_t)src_dst[2 * blockIdx.x + 1] * bytes);
+    for (size_t i = threadIdx.x; i < bytes / 16; i += blockDim.x)
+        to[i] = from[i];
+}
+
+extern "C" void launch_copy_blocks(cuda_stream s, void *cache, const int32_t *src_dst, int n_copies,
+                                   size_t block_bytes)
+{
+    copy_blocks_kernel<<<n_copies, THREADS, 0, s>>>((char *)cache, src_dst, block_bytes);
+}
+
+/* One warp a (token, head): heads are q, then k, then v. Lane l owns elements l, l + 32, ... in
+ * shared memory, where the rotation pairs them. Angles are made in f32 as transformers does. */
+__global__ void qkv_rope_cache_kernel(bf16 *qkv, struct kv_cache kv, struct step_arrays a,
+                                      attn_shape shape, rope_args rope, norm_args q_norm,
+                                      bool has_q_norm, norm_args k_norm, bool has_k_norm)
+{
+    extern __shared__ float heads_shared[];
+    int n = shape.head_dim, n_total = shape.n_heads + 2 * shape.n_kv_heads;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int head = blockIdx.y * (blockDim.x / 32) + warp;
+    size_t r = blockIdx.x;
+    if (head >= n_total)
+        return;
+    float *x = heads_shared + warp * n;
+    bf16 *row = qkv + (r * n_total + head) * n;
+    for (int i = lane; i < n; i += 32)
+        x[i] = to_f(row[i]);
+    __syncwarp();
+    bool is_q = head < shape.n_heads, is_v = head >= shape.n_heads + shape.n_kv_heads;
+    if (!is_v && (is_q ? has_q_norm : has_k_norm)) {
+        const norm_args &k = is_q ? q_norm : k_norm;
+        float mean = 0, sum = 0;
+        for (int i = lane; i < n && !k.rms; i += 32)
+            sum += x[i];
+        if (!k.rms)
+            mean = block_sum<32>(sum, NULL) / n;
+        sum = 0;
+        for (int i = lane; i < n; i += 32)
+            sum += (x[i] - mean) * (x[i] - mean);
+        float factor = rsqrtf(block_sum<32>(sum, NULL) / n + k.eps);
+        for (int i = lane; i < n; i += 32)
+            x[i] = normed(x[i], mean, factor, k, i);
+        __syncwarp();
+    }
+    if (!is_v && rope.inv_freq) {
+        int half = rope.rot_dims / 2;
+        for (int i = lane; i < half; i += 32) {
+            float sn, cs, angle = (float)a.pos[r] * rope.inv_freq[i];
+            sincosf(angle, &sn, &cs);
+            int j = rope.interleaved ? 2 * i : i, l = rope.interleaved ? 2 * i + 1 : i + half;
+            float p = x[j], q = x[l];
+            cs *= rope.mscale;
+            sn *= rope.mscale;
+            x[j] = p * cs - q * sn;
+            x[l] = q * cs + p * sn;
+        }
+        __syncwarp();
+    }
+    if (is_q) {
+        for (int i = lane; i < n; i += 32)
+            row[i] = to_bf(x[i]);
+        return;
+    }
+    int kv_head = (head - shape.n_heads) % shape.n_kv_heads;
+    int32_t slot = a.slot[r];
+    size_t block = slot / shape.block_size, offset = slot % shape.block_size;
+    bf16 *to = (bf16 *)(is_v ? kv.v : kv.k) +
+               ((block * shape.n_kv_heads + kv_head) * shape.block_size + offset) * n;
+    for (int i = lane; i < n; i += 32)
+        to[i] = to_bf(x[i]);
+}
+
+extern "C" void launch_qkv_rope_cache(cuda_stream s, void *qkv, const struct kv_cache *kv,
+                                      const struct step_arrays *a, const struct attn_shape *shape,
+                                      const struct rope_args *rope, const struct norm_args *q_norm,
+                                      const struct norm_args *k_norm)
+{
+    const int warps = 8;
+    int heads = shape->n_heads + 2 * shape->n_kv_heads;
+    norm_args none = {};
+    dim3 grid(a->n_tokens, (heads + warps - 1) / warps);
+    qkv_rope_cache_kernel<<<grid, warps * 32, warps * shape->head_dim * sizeof(float), s>>>(
+        (bf16 *)qkv, *kv, *a, *shape, *rope, q_norm ? *q_norm : none, q_norm != NULL,
+        k_norm ? *k_norm : none, k_norm != NULL);
+}

@@ -1,0 +1,167 @@
+/* gemm.c - matrix products through cuBLASLt.
+ *
+ * Only cuBLASLt kernels that do not split K are taken (cuda.h says why that keeps the row
+ * contract), chosen by its heuristic once for each shape and power-of-two class of rows, and kept.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "backend/cuda/device.h"
+
+static const size_t WORKSPACE_BYTES = (size_t)32 << 20;
+
+static enum sl_status lt_check(cublasStatus_t s, const char *what, struct sl_err *err)
+{
+    if (s == CUBLAS_STATUS_SUCCESS)
+        return SL_OK;
+    return SL_FAIL(err, SL_EDEVICE, "cuBLASLt: %s: status %d", what, (int)s);
+}
+
+enum sl_status gemm_init(struct device *d, struct sl_err *err)
+{
+    enum sl_status st = lt_check(cublasLtCreate(&d->lt), "making a handle", err);
+    if (st == SL_OK)
+        st = cuda_check(cudaMalloc(&d->workspace, WORKSPACE_BYTES), "the product workspace", err);
+    return st;
+}
+
+void gemm_fini(struct device *d)
+{
+    cudaFree(d->workspace);
+    if (d->lt)
+        cublasLtDestroy(d->lt);
+}
+
+/* Row-major y[m, rows] is column-major [rows, m] = W[cols, rows]^T x[cols, m]. */
+struct layouts {
+    cublasLtMatmulDesc_t op;
+    cublasLtMatrixLayout_t w, x, y;
+};
+
+static enum sl_status layouts_init(struct layouts *l, bool out_f32, const struct weight *w, int m,
+                                   struct sl_err *err)
+{
+    uint64_t rows = (uint64_t)w->rows, cols = (uint64_t)w->cols;
+    cublasOperation_t t = CUBLAS_OP_T;
+    *l = (struct layouts){0};
+    cublasStatus_t s = cublasLtMatmulDescCreate(&l->op, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    if (s == CUBLAS_STATUS_SUCCESS)
+        s = cublasLtMatmulDescSetAttribute(l->op, CUBLASLT_MATMUL_DESC_TRANSA, &t, sizeof t);
+    if (s == CUBLAS_STATUS_SUCCESS)
+        s = cublasLtMatrixLayoutCreate(&l->w, CUDA_R_16BF, cols, rows, (int64_t)cols);
+    if (s == CUBLAS_STATUS_SUCCESS)
+        s = cublasLtMatrixLayoutCreate(&l->x, CUDA_R_16BF, cols, (uint64_t)m, (int64_t)cols);
+    if (s == CUBLAS_STATUS_SUCCESS)
+        s = cublasLtMatrixLayoutCreate(&l->y, out_f32 ? CUDA_R_32F : CUDA_R_16BF, rows, (uint64_t)m,
+                                       (int64_t)rows);
+    return lt_check(s, "describing a product", err);
+}
+
+static void layouts_fini(struct layouts *l)
+{
+    if (l->y)
+        cublasLtMatrixLayoutDestroy(l->y);
+    if (l->x)
+        cublasLtMatrixLayoutDestroy(l->x);
+    if (l->w)
+        cublasLtMatrixLayoutDestroy(l->w);
+    if (l->op)
+        cublasLtMatmulDescDestroy(l->op);
+}
+
+static bool splits_k(const cublasLtMatmulAlgo_t *algo)
+{
+    int32_t split = 0;
+    uint32_t reduction = 0;
+    size_t n;
+    cublasLtMatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split,
+                                         sizeof split, &n);
+    cublasLtMatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &reduction,
+                                         sizeof reduction, &n);
+    return split > 1 || reduction != CUBLASLT_REDUCTION_SCHEME_NONE;
+}
+
+static enum sl_status choose(struct device *d, const struct layouts *l, cublasLtMatmulAlgo_t *algo,
+                             struct sl_err *err)
+{
+    enum { N = 32 };
+    cublasLtMatmulHeuristicResult_t found[N];
+    cublasLtMatmulPreference_t want;
+    uint32_t no_split = CUBLASLT_REDUCTION_SCHEME_NONE;
+    int n = 0;
+    cublasStatus_t s = cublasLtMatmulPreferenceCreate(&want);
+    if (s != CUBLAS_STATUS_SUCCESS)
+        return lt_check(s, "asking for kernels", err);
+    cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                         &WORKSPACE_BYTES, sizeof WORKSPACE_BYTES);
+    cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                                         &no_split, sizeof no_split);
+    s = cublasLtMatmulAlgoGetHeuristic(d->lt, l->op, l->w, l->x, l->y, l->y, want, N, found, &n);
+    cublasLtMatmulPreferenceDestroy(want);
+    if (s != CUBLAS_STATUS_SUCCESS)
+        return lt_check(s, "asking for kernels", err);
+    for (int i = 0; i < n; i++)
+        if (found[i].state == CUBLAS_STATUS_SUCCESS && !splits_k(&found[i].algo)) {
+            *algo = found[i].algo;
+            return SL_OK;
+        }
+    return SL_FAIL(err, SL_EDEVICE, "cuBLASLt has no kernel for this product that keeps K whole");
+}
+
+/* Below 64 rows the heuristic counts on split K, and what it offers without is many times slower
+ * than its choice for 64. */
+static int class_of(int m)
+{
+    int c = 64;
+    while (c < m)
+        c *= 2;
+    return c;
+}
+
+static const cublasLtMatmulAlgo_t *choice_for(struct device *d, bool out_f32,
+                                              const struct weight *w, int m, struct sl_err *err)
+{
+    int m_class = class_of(m);
+    for (int i = 0; i < d->n_choices; i++) {
+        const struct gemm_choice *c = &d->choice[i];
+        if (c->rows == w->rows && c->cols == w->cols && c->m_class == m_class &&
+            c->out_f32 == out_f32)
+            return &c->algo;
+    }
+    if (d->n_choices == N_GEMM_CHOICES)
+        d->n_choices = 0; /* more shapes than any model has: start over */
+    struct gemm_choice *c = &d->choice[d->n_choices];
+    *c = (struct gemm_choice){
+        .rows = w->rows, .cols = w->cols, .m_class = m_class, .out_f32 = out_f32};
+    struct layouts l;
+    enum sl_status st = layouts_init(&l, out_f32, w, m_class, err);
+    if (st == SL_OK)
+        st = choose(d, &l, &c->algo, err);
+    layouts_fini(&l);
+    if (st)
+        return NULL;
+    d->n_choices++;
+    return &c->algo;
+}
+
+static enum sl_status lt_run(struct device *d, void *y, bool out_f32, const struct weight *w,
+                             const void *x, int m, struct sl_err *err)
+{
+    const float one = 1, zero = 0;
+    struct layouts l;
+    enum sl_status st = layouts_init(&l, out_f32, w, m, err);
+    const cublasLtMatmulAlgo_t *algo = NULL;
+    if (st == SL_OK && !(algo = choice_for(d, out_f32, w, m, err)))
+        st = SL_EDEVICE;
+    if (st == SL_OK)
+        st = lt_check(cublasLtMatmul(d->lt, l.op, &one, w->data, l.w, x, l.x, &zero, y, l.y, y, l.y,
+                                     algo, d->workspace, WORKSPACE_BYTES, d->stream),
+                      "a product", err);
+    layouts_fini(&l);
+    return st;
+}
+
+void gemm_run(struct device *d, void *y, bool out_f32, const struct weight *w, const void *x, int m)
+{
+    if (lt_run(d, y, out_f32, w, x, m, NULL) && d->failed == cudaSuccess) {
+        d->failed = cudaErrorLaunchFailure;
+        d->failed_what = "a cuBLASLt product";
+    }
+}

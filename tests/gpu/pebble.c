@@ -1,0 +1,125 @@
+/* pebble on the CUDA device in bfloat16: transformers' tokens up to a near tie, and the row
+ * contract bit by bit: a position's logits do not depend on chunking, decoding or neighbours.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "support/golden.h"
+
+#include "base/mem.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static const struct drive_config config = {.device = "cuda",
+                                           .model = "models/pebble",
+                                           .dtype = SL_DTYPE_BF16,
+                                           .max_tokens = 1024,
+                                           .max_seqs = 64,
+                                           .kv_tokens = 16384};
+
+static void prompts(void **state)
+{
+    (void)state;
+    struct drive *d = drive_create(&config);
+    int n;
+    struct golden *g = golden_load(&n);
+    struct golden_report r;
+    golden_run(d, g, n, 64, 0.05, &r);
+    print_message("%d of %d prompts identical to the end, %d bad, worst logprob error %.2e\n",
+                  r.n_identical, n, r.n_bad, r.worst_logprob);
+    assert_int_equal(r.n_bad, 0);
+    assert_true(r.n_identical >= 57);
+    golden_free(&g, n);
+    drive_destroy(&d);
+}
+
+/* ---- the row contract -------------------------------------------------------------------------
+ */
+
+enum { LENGTH = 700, KEPT = 8 };
+
+struct kept {
+    float *logits[2]; /* [LENGTH, vocab]: what is wanted, what came */
+    int which, item;
+    int n_seen;
+};
+
+static void keep(void *ctx, int item, int pos, const float *logits, int vocab)
+{
+    struct kept *k = ctx;
+    if (item != k->item || pos >= LENGTH)
+        return;
+    memcpy(k->logits[k->which] + (size_t)pos * (size_t)vocab, logits,
+           (size_t)vocab * sizeof(float));
+    k->n_seen++;
+}
+
+static void run(struct drive *d, struct kept *k, const int32_t *tokens, int chunk, int decode_from,
+                int n_others)
+{
+    struct drive_seq seq, other[KEPT];
+    struct drive_item item[KEPT + 1];
+    drive_seq_init(d, &seq, tokens, LENGTH, LENGTH);
+    for (int i = 0; i < n_others; i++)
+        drive_seq_init(d, &other[i], tokens + i + 1, 300 + 10 * i, 300 + 10 * i);
+    for (int at = 0; at < LENGTH;) {
+        int want = at >= decode_from ? 1 : chunk, n_items = 0;
+        int n = LENGTH - at < want ? LENGTH - at : want;
+        for (int i = 0; i < n_others; i++) /* neighbours before it, in lengths of their own */
+            if (other[i].n_computed < other[i].n)
+                item[n_items++] = (struct drive_item){
+                    &other[i], 1 + i % 2 < other[i].n - other[i].n_computed ? 1 + i % 2 : 1, false};
+        k->item = n_items;
+        item[n_items++] = (struct drive_item){&seq, n, true};
+        drive_step(d, item, n_items, keep, k);
+        at += n;
+    }
+    drive_seq_fini(d, &seq);
+    for (int i = 0; i < n_others; i++)
+        drive_seq_fini(d, &other[i]);
+}
+
+static void invariance(void **state)
+{
+    (void)state;
+    static const struct {
+        int chunk, decode_from, n_others;
+    } way[] = {{16, LENGTH, 0}, {1, 0, 0}, {333, 600, 0}, {64, 128, KEPT}, {7, LENGTH, 3}};
+    struct drive *d = drive_create(&config);
+    size_t vocab = (size_t)drive_vocab(d);
+    struct kept k = {.logits = {mem_alloc(LENGTH * vocab, sizeof(float)),
+                                mem_alloc(LENGTH * vocab, sizeof(float))}};
+    int32_t tokens[LENGTH + 16];
+    uint32_t x = 1;
+    for (int i = 0; i < LENGTH + 16; i++) {
+        x = x * 1664525 + 1013904223;
+        tokens[i] = (int32_t)(x >> 8) % 8000 + 100;
+    }
+    run(d, &k, tokens, LENGTH, LENGTH, 0);
+    assert_int_equal(k.n_seen, LENGTH);
+    k.which = 1;
+    for (size_t w = 0; w < sizeof way / sizeof *way; w++) {
+        k.n_seen = 0;
+        run(d, &k, tokens, way[w].chunk, way[w].decode_from, way[w].n_others);
+        assert_int_equal(k.n_seen, LENGTH);
+        for (size_t p = 0; p < LENGTH; p++)
+            if (memcmp(k.logits[0] + p * vocab, k.logits[1] + p * vocab, vocab * sizeof(float)))
+                fail_msg("chunk %d, decode from %d, %d others: position %zu differs", way[w].chunk,
+                         way[w].decode_from, way[w].n_others, p);
+        print_message("chunk %3d, decode from %3d, %d others: the same bits\n", way[w].chunk,
+                      way[w].decode_from, way[w].n_others);
+    }
+    mem_free(k.logits[0]);
+    mem_free(k.logits[1]);
+    drive_destroy(&d);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(invariance), cmocka_unit_test(prompts)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
