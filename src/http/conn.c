@@ -7,20 +7,24 @@
 #include "http/json_out.h"
 #include "http/routes.h"
 
+#include <errno.h>
 #include <event2/buffer.h>
 #include <event2/bufferevent.h>
 #include <event2/keyvalq_struct.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 enum {
     HEADER_ROOM = 128 << 10,   /* bytes of a request that are not its body */
     PIPELINE_BYTES = 64 << 10, /* what a client may send ahead while it is answered */
     SLOWEST_BODY = 16 << 10,   /* bytes a second that a body must bring */
+    UNSENT_BYTES = 64 << 10,   /* what the kernel holds for a client that does not read */
     RESUME_BELOW = 16 << 10,   /* waiting output at which a held stream goes on */
     LINGER_S = 2,              /* how long a condemned connection may take its last word */
     DEFERRED_ANY = EV_TIMEOUT
@@ -30,7 +34,7 @@ static void on_close(struct evhttp_connection *evcon, void *arg);
 static void on_input(struct evbuffer *b, const struct evbuffer_cb_info *info, void *arg);
 static void on_output(struct evbuffer *b, const struct evbuffer_cb_info *info, void *arg);
 static void on_deferred(evutil_socket_t fd, short what, void *arg);
-static void on_left(evutil_socket_t fd, short what, void *arg);
+static void unwatch(struct conn *c);
 
 /* ---- life */
 
@@ -46,7 +50,7 @@ struct bufferevent *conn_create(struct event_base *base, void *arg)
         return bev; /* without a conn its requests get 503 */
     c->loop = l;
     c->bev = bev;
-    c->fd = -1;
+    c->fd = c->watch_fd = -1;
     bufferevent_incref(bev);
     c->next = l->fresh;
     l->fresh = c;
@@ -93,10 +97,10 @@ static void adopt(struct loop *l, struct conn *c)
     evhttp_connection_set_closecb(c->evcon, on_close, c);
     evbuffer_add_cb(bufferevent_get_input(c->bev), on_input, c);
     evbuffer_add_cb(bufferevent_get_output(c->bev), on_output, c);
-    event_assign(&c->closed, l->base, c->fd, EV_CLOSED, on_left, c);
     event_assign(&c->deferred, l->base, -1, 0, on_deferred, c);
-    int one = 1; /* events are small and should leave at once */
+    int one = 1, unsent = UNSENT_BYTES; /* events are small and should leave at once */
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    setsockopt(c->fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof unsent);
     if (n > l->srv->cfg.max_connections)
         raw_reply(c, 503, "There are too many connections.");
 }
@@ -151,7 +155,9 @@ static void on_close(struct evhttp_connection *evcon, void *arg)
         evhttp_request_free(c->req); /* evhttp has let go of it */
     uncharge(c);
     atomic_fetch_sub(&l->srv->n_conns, 1);
-    event_del(&c->closed);
+    unwatch(c);
+    if (c->watch_fd >= 0)
+        close(c->watch_fd);
     event_del(&c->deferred);
     evbuffer_remove_cb(bufferevent_get_input(c->bev), on_input, c);
     evbuffer_remove_cb(bufferevent_get_output(c->bev), on_output, c);
@@ -170,12 +176,37 @@ void conn_kill(struct conn *c)
     evhttp_connection_free(c->evcon);
 }
 
-/* EV_CLOSED: the client is gone, though evhttp does not read while an answer is being made. */
-static void on_left(evutil_socket_t fd, short what, void *arg)
+/* ---- the client that leaves while it waits
+ *
+ * evhttp does not read while an answer is made, and libevent reports a reset (EPOLLERR) to readers
+ * and writers only. So the socket is watched through a second descriptor, which epoll treats as
+ * another file: edge-triggered, so that bytes that a client sends ahead do not wake the loop again
+ * and again. */
+
+static void on_sign(evutil_socket_t fd, short what, void *arg)
 {
-    (void)fd;
-    (void)what;
-    conn_kill(arg);
+    char byte;
+    ssize_t n = recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    if (what & EV_CLOSED || !n || (n < 0 && errno != EAGAIN && errno != EINTR))
+        conn_kill(arg);
+}
+
+void conn_watch(struct conn *c)
+{
+    if (c->watch_fd < 0) {
+        c->watch_fd = fcntl(c->fd, F_DUPFD_CLOEXEC, 0);
+        if (c->watch_fd < 0)
+            return; /* out of descriptors: the next write finds out */
+        event_assign(&c->watch, c->loop->base, c->watch_fd,
+                     EV_READ | EV_CLOSED | EV_ET | EV_PERSIST, on_sign, c);
+    }
+    event_add(&c->watch, NULL);
+}
+
+static void unwatch(struct conn *c)
+{
+    if (c->watch_fd >= 0)
+        event_del(&c->watch);
 }
 
 /* ---- what comes in, what goes out */
@@ -359,11 +390,6 @@ static void on_deferred(evutil_socket_t fd, short what, void *arg)
     c->over_budget = false;
 }
 
-void conn_watch(struct conn *c)
-{
-    event_add(&c->closed, NULL);
-}
-
 /* ---- time limits */
 
 /* Seconds that the phase may last, counted from since_ns; 0: no limit. */
@@ -483,7 +509,7 @@ static void on_complete(struct evhttp_request *req, void *arg)
     (void)req;
     struct conn *c = arg;
     count_request(c);
-    event_del(&c->closed);
+    unwatch(c);
     bufferevent_setwatermark(c->bev, EV_READ, 0, 0);
     c->req = NULL;
     c->phase = CONN_READING;

@@ -22,9 +22,9 @@ struct conn {
     struct conn *prev, *next;
     struct bufferevent *bev;
     struct evhttp_connection *evcon;
-    struct event closed;   /* EV_CLOSED while a call runs */
+    struct event watch;    /* of watch_fd, while a call runs */
     struct event deferred; /* what an evbuffer callback found but must not do itself */
-    int fd;
+    int fd, watch_fd;      /* the second: a duplicate, -1 until it is needed */
     enum conn_phase phase;
     bool over_budget, error_page, drain_input; /* why `deferred` was activated */
     size_t in_bytes, charged;                  /* of the request that is coming in */
