@@ -325,7 +325,7 @@ struct jrt {
     /* rendering only */
     const struct template *t;
     struct strbuf out;
-    const json_t *vars;
+    const json_t *vars, *defaults;
     struct jdict *context; /* variables looked up so far, and the top level's assignments */
     struct env *env;
     const char *now;

@@ -23,6 +23,8 @@ struct jval jresolve(struct jrt *rt, struct jstr *name)
         return *known;
     struct jval v = JMISSING;
     const json_t *j = json_object_getn(rt->vars, name->p, name->n);
+    if (!j)
+        j = json_object_getn(rt->defaults, name->p, name->n);
     if (j)
         v = jval_from_json(rt, j);
     else if (!jfunc_find(name, &v))

@@ -157,9 +157,9 @@ static void render(struct jrt *rt)
     refuse_surrogates(rt);
 }
 
-enum sl_status template_render(const struct template *t, const json_t *vars, const char *now,
-                               const struct template_limits *limits, char **text, size_t *bytes,
-                               struct sl_err *err)
+enum sl_status template_render(const struct template *t, const json_t *vars, const json_t *defaults,
+                               const char *now, const struct template_limits *limits, char **text,
+                               size_t *bytes, struct sl_err *err)
 {
     struct jrt *rt = mem_zalloc(1, sizeof *rt);
     enum sl_status st = SL_OK;
@@ -169,6 +169,7 @@ enum sl_status template_render(const struct template *t, const json_t *vars, con
     rt->limits = limits ? limits : &template_default_limits;
     rt->t = t;
     rt->vars = vars;
+    rt->defaults = defaults;
     rt->now = now;
     rt->seed = (uint64_t)clock_mono_ns() * 0x9e3779b97f4a7c15ULL ^ (uintptr_t)rt;
     arena_init(&rt->arena, rt->limits->memory_bytes);

@@ -23,12 +23,14 @@ extern const struct template_limits template_default_limits;
 SL_MUST_CHECK enum sl_status template_compile(struct template **out, const char *source,
                                               size_t bytes, struct sl_err *err);
 void template_destroy(struct template **t);
-/* vars: an object, every key a variable; borrowed. now: "YYYY-MM-DDTHH:MM:SS" for strftime_now,
- * NULL: the clock. *text is NUL-terminated, free it with mem_free; it may hold NUL bytes.
+/* vars: an object, every key a variable; defaults: variables that vars need not have, or NULL. Both
+ * are borrowed. now: "YYYY-MM-DDTHH:MM:SS" for strftime_now, NULL: the clock. limits NULL: the
+ * default ones. *text is NUL-terminated, free it with mem_free; it may hold NUL bytes.
  * SL_EINVAL: the template called raise_exception (err->msg is its message) or failed. */
 SL_MUST_CHECK enum sl_status template_render(const struct template *t, const json_t *vars,
-                                             const char *now, const struct template_limits *limits,
-                                             char **text, size_t *bytes, struct sl_err *err);
+                                             const json_t *defaults, const char *now,
+                                             const struct template_limits *limits, char **text,
+                                             size_t *bytes, struct sl_err *err);
 
 /* Variables from JSON text, as Python's json module would read them: integers of any size, and NUL
  * in strings. (JSON integers outside int64 become objects that only template_render() understands.)

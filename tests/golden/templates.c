@@ -76,7 +76,8 @@ static bool check(const json_t *c, const char *source, size_t n, const json_t *v
     size_t bytes = 0;
     struct template *t = compiled(source, n, &err);
     const char *now = json_string_value(json_object_get(c, "now"));
-    if (t && template_render(t, vars, now ? now : "2024-07-26T12:00:00", NULL, &text, &bytes, &err))
+    if (t && template_render(t, vars, NULL, now ? now : "2024-07-26T12:00:00", NULL, &text, &bytes,
+                             &err))
         text = NULL;
     template_destroy(&t);
     const json_t *want = json_object_get(c, "expected");

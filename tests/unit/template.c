@@ -23,7 +23,7 @@ static char *render(const char *source, const char *vars, struct sl_err *err)
         return NULL;
     json_t *j = template_vars_parse(vars, strlen(vars), err);
     assert_non_null(j);
-    if (template_render(t, j, "2024-07-26T12:00:00", NULL, &text, &bytes, err))
+    if (template_render(t, j, NULL, "2024-07-26T12:00:00", NULL, &text, &bytes, err))
         assert_null(text);
     else
         assert_int_equal(bytes, strlen(text));
