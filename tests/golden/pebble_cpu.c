@@ -3,6 +3,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/isa.h"
 #include "base/clock.h"
+#include "base/mem.h"
 #include "support/golden.h"
 
 #include <math.h>
@@ -69,8 +70,23 @@ static void bfloat16(void **state)
     }
 }
 
+/* All 32,768 tokens: bfloat16 arithmetic costs less than half a percent. */
+static void perplexity(void **state)
+{
+    (void)state;
+    int n;
+    int32_t *ids = golden_text_ids(&n);
+    struct drive *d = open_pebble(cpu_isa_detect(), SL_DTYPE_BF16, NULL);
+    double ratio = golden_perplexity_ratio(d, ids, 0, n / 1024);
+    print_message("perplexity in bf16: %.6f of the golden\n", ratio);
+    assert_true(fabs(ratio - 1) < 0.005);
+    mem_free(ids);
+    drive_destroy(&d);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(float32), cmocka_unit_test(bfloat16)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(float32), cmocka_unit_test(bfloat16),
+                                       cmocka_unit_test(perplexity)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

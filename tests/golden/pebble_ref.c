@@ -4,6 +4,7 @@
 #include "support/golden.h"
 
 #include "base/clock.h"
+#include "base/mem.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -42,8 +43,44 @@ static void prompts(void **state)
     drive_destroy(&d);
 }
 
+static void perplexity(void **state)
+{
+    (void)state;
+    struct drive *d = drive_create(&config);
+    int n;
+    int32_t *ids = golden_text_ids(&n);
+    double ratio = golden_perplexity_ratio(d, ids, 7, 8);
+    print_message("perplexity of one window: %.7f of the golden\n", ratio);
+    assert_true(fabs(ratio - 1) < 1e-5);
+    mem_free(ids);
+    drive_destroy(&d);
+}
+
+/* Weights and cache in 16 bits, sums still exact: short prompts keep their tokens. */
+static void half_precision(void **state)
+{
+    (void)state;
+    static const enum sl_dtype dtypes[] = {SL_DTYPE_BF16, SL_DTYPE_F16};
+    int n;
+    struct golden *g = golden_load(&n);
+    for (int i = 0; i < 2; i++) {
+        struct drive_config c = config;
+        c.dtype = dtypes[i];
+        struct drive *d = drive_create(&c);
+        struct golden_report r;
+        golden_run(d, g, 16, 16, 0.05, &r);
+        print_message("%s: %d of 16 identical, worst logprob error %.2e\n", i ? "f16" : "bf16",
+                      r.n_identical, r.worst_logprob);
+        assert_int_equal(r.n_bad, 0);
+        assert_int_equal(r.n_identical, 16);
+        drive_destroy(&d);
+    }
+    golden_free(&g, n);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(prompts)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(prompts), cmocka_unit_test(perplexity),
+                                       cmocka_unit_test(half_precision)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,6 +2,7 @@
 #include "support/golden.h"
 
 #include "model/jsonfile.h"
+#include "text/tokenizer.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -16,6 +17,7 @@
 
 static const char PROMPTS[] = "tests/golden/pebble/generate.jsonl";
 static const char PERPLEXITY[] = "tests/golden/pebble/perplexity.json";
+static const char TEXT[] = "tests/golden/pebble/perplexity.txt";
 enum { WINDOW = 1024, BOS = 1 };
 
 /* ---- reading ------------------------------------------------------------------------------- */
@@ -212,18 +214,20 @@ static void add_likelihood(void *ctx, int item, int pos, const float *logits, in
     l->sum -= drive_logprob(logits, vocab, l->next[pos]);
 }
 
-double golden_nll(struct drive *d, const int32_t *ids, int from, int to)
+/* Negative log-likelihood (nats) of windows [from, to). */
+static double nll(struct drive *d, const int32_t *ids, int from, int to)
 {
+    enum { CHUNK = 256 };
     int32_t tokens[WINDOW];
     struct likelihood l = {0};
     for (int w = from; w < to; w++) {
         struct drive_seq s;
-        tokens[0] = BOS;
-        memcpy(tokens + 1, ids + (size_t)w * WINDOW, (WINDOW - 1) * sizeof *tokens);
         l.next = ids + (size_t)w * WINDOW;
+        tokens[0] = BOS;
+        memcpy(tokens + 1, l.next, (WINDOW - 1) * sizeof *tokens);
         drive_seq_init(d, &s, tokens, WINDOW, WINDOW);
         while (s.n_computed < WINDOW) {
-            struct drive_item it = {.seq = &s, .n = 256, .all_logits = true};
+            struct drive_item it = {.seq = &s, .n = CHUNK, .all_logits = true};
             drive_step(d, &it, 1, add_likelihood, &l);
         }
         drive_seq_fini(d, &s);
@@ -231,15 +235,60 @@ double golden_nll(struct drive *d, const int32_t *ids, int from, int to)
     return l.sum;
 }
 
-double golden_nll_expected(int from, int to)
+static json_t *read_perplexity(void)
 {
     json_t *root = json_load_file(PERPLEXITY, 0, NULL);
     assert_non_null(root);
+    return root;
+}
+
+double golden_perplexity_ratio(struct drive *d, const int32_t *ids, int from, int to)
+{
+    json_t *root = read_perplexity();
     const json_t *list = json_object_get(json_object_get(root, "pebble"), "nll_per_window");
-    double sum = 0;
+    double want = 0;
     assert_true((size_t)to <= json_array_size(list));
     for (int i = from; i < to; i++)
-        sum += json_number_value(json_array_get(list, (size_t)i));
+        want += json_number_value(json_array_get(list, (size_t)i));
     json_decref(root);
-    return sum;
+    return exp((nll(d, ids, from, to) - want) / ((double)(to - from) * WINDOW));
+}
+
+static char *read_text(size_t *n)
+{
+    FILE *f = fopen(TEXT, "rb");
+    assert_non_null(f);
+    assert_int_equal(fseek(f, 0, SEEK_END), 0);
+    *n = (size_t)ftell(f);
+    rewind(f);
+    char *text = mem_alloc(*n, 1);
+    assert_int_equal(fread(text, 1, *n, f), *n);
+    fclose(f);
+    return text;
+}
+
+int32_t *golden_text_ids(int *n)
+{
+    struct tokenizer *t = NULL;
+    struct token_vec v = {0};
+    struct sl_err err = {0};
+    size_t bytes;
+    char *text = read_text(&bytes);
+    if (tokenizer_load(&t, "models/pebble", &err) ||
+        tokenizer_encode(t, text, bytes, 0, 0, &v, &err))
+        fail_msg("%s", err.msg);
+    json_t *root = read_perplexity();
+    const json_t *first = json_object_get(root, "first_ids"),
+                 *last = json_object_get(root, "last_ids");
+    assert_int_equal(v.n, json_integer_value(json_object_get(root, "tokens")));
+    for (size_t i = 0; i < json_array_size(first); i++)
+        assert_int_equal(v.ids[i], json_integer_value(json_array_get(first, i)));
+    for (size_t i = 0; i < json_array_size(last); i++)
+        assert_int_equal(v.ids[v.n - json_array_size(last) + i],
+                         json_integer_value(json_array_get(last, i)));
+    json_decref(root);
+    tokenizer_destroy(&t);
+    mem_free(text);
+    *n = (int)v.n;
+    return v.ids; /* a token_vec's memory is mem_free's */
 }

@@ -32,8 +32,9 @@ struct golden_report {
 void golden_run(struct drive *d, const struct golden *g, int n, int width, double tie,
                 struct golden_report *out);
 
-/* Negative log-likelihood (nats) of windows [from, to) of perplexity.txt, whose ids are given, and
- * the golden's for the same windows. */
-double golden_nll(struct drive *d, const int32_t *ids, int from, int to);
-double golden_nll_expected(int from, int to);
+/* The ids of tests/golden/pebble/perplexity.txt, checked against perplexity.json. */
+int32_t *golden_text_ids(int *n);
+/* Perplexity of windows [from, to) of that text, divided by the golden one of the same windows. */
+double golden_perplexity_ratio(struct drive *d, const int32_t *ids, int from, int to);
+
 #endif
