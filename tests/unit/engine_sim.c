@@ -596,7 +596,7 @@ static void an_idle_engine_sleeps(void **state)
 struct crowd {
     struct sl_engine *e;
     int id;
-    int n_finished, n_given_up;
+    int n_finished, n_given_up, n_hung;
 };
 
 static void *be_a_client(void *arg)
@@ -615,9 +615,11 @@ static void *be_a_client(void *arg)
         }
         struct sl_request *r = submit(c->e, 1 + (int)(x >> 9) % 100, c->id, &p, NULL);
         int limit = x >> 21 & 3 ? 1 << 30 : (int)(x >> 24) % 20;
-        while (sl_request_wait(r, 20000) == SL_OK && limit-- > 0)
+        enum sl_status st;
+        while ((st = sl_request_wait(r, 20000)) == SL_OK && limit-- > 0)
             while (sl_request_next(r))
                 ;
+        c->n_hung += st == SL_EAGAIN;
         c->n_finished += sl_request_done(r);
         c->n_given_up += !sl_request_done(r);
         if (x >> 23 & 1)
@@ -647,6 +649,7 @@ static void many_clients_at_once(void **state)
         for (int i = 0; i < 8; i++) {
             pthread_join(t[i], NULL);
             n += c[i].n_finished + c[i].n_given_up;
+            assert_int_equal(c[i].n_hung, 0);
         }
         assert_int_equal(n, 200);
         assert_kv_returns(e);
