@@ -40,14 +40,24 @@ int char_to_byte(int32_t c)
 
 bool byte_level_bytes(const char *s, size_t n, struct strbuf *out)
 {
+    char buf[256];
+    size_t k = 0;
     for (size_t i = 0; i < n;) {
-        int32_t cp;
-        i += utf8_next(s + i, &cp);
+        int32_t cp = (unsigned char)s[i];
+        if (cp < 0x80)
+            i++;
+        else
+            i += utf8_next(s + i, &cp);
         int byte = char_to_byte(cp);
         if (byte < 0)
             return false;
-        strbuf_addc(out, (char)byte);
+        buf[k++] = (char)byte;
+        if (k == sizeof buf) {
+            strbuf_add(out, buf, k);
+            k = 0;
+        }
     }
+    strbuf_add(out, buf, k);
     return true;
 }
 
@@ -68,19 +78,34 @@ enum sl_status bpe_reserve_merges(struct bpe *b, size_t n, struct sl_err *err)
     return SL_OK;
 }
 
+static uint64_t pair_of(int32_t left, int32_t right)
+{
+    return (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
+}
+
+static uint32_t place_of(const struct bpe *b, uint64_t pair)
+{
+    return (uint32_t)(pair * 0x9E3779B97F4A7C15u >> 32) & b->merge_mask;
+}
+
 static struct merge_slot *merge_slot(const struct bpe *b, int32_t left, int32_t right)
 {
-    uint64_t pair = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
-    uint32_t k = (uint32_t)(pair * 0x9E3779B97F4A7C15u >> 32) & b->merge_mask;
+    uint64_t pair = pair_of(left, right);
+    uint32_t k = place_of(b, pair);
     while (b->merges[k].pair != pair && b->merges[k].pair != UINT64_MAX)
         k = (k + 1) & b->merge_mask;
     return &b->merges[k];
 }
 
+void bpe_prefetch_merge(const struct bpe *b, int32_t left, int32_t right)
+{
+    __builtin_prefetch(&b->merges[place_of(b, pair_of(left, right))]);
+}
+
 void bpe_put_merge(struct bpe *b, int32_t left, int32_t right, uint32_t rank, int32_t id)
 {
     struct merge_slot *slot = merge_slot(b, left, right);
-    *slot = (struct merge_slot){(uint64_t)(uint32_t)left << 32 | (uint32_t)right, rank, id};
+    *slot = (struct merge_slot){pair_of(left, right), rank, id};
 }
 
 static const struct merge_slot *merge_find(const struct bpe *b, int32_t left, int32_t right)

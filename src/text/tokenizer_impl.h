@@ -48,6 +48,15 @@ bool strmap_reserve(struct strmap *m, size_t n, size_t pool_bytes);
 /* Replaces the id of a key that is there. False: no memory (or 4 GiB of keys). */
 bool strmap_put(struct strmap *m, const char *s, size_t n, int32_t id);
 int32_t strmap_get(const struct strmap *m, const char *s, size_t n); /* -1: none */
+/* The same in steps, for many keys at a time: probe all, prefetch all, then read all. */
+struct strmap_probe {
+    const char *s;
+    size_t n;
+    uint32_t tag;
+};
+struct strmap_probe strmap_probe(const struct strmap *m, const char *s, size_t n);
+void strmap_prefetch(const struct strmap *m, const struct strmap_probe *p);
+int32_t strmap_found(const struct strmap *m, const struct strmap_probe *p);
 void strmap_fini(struct strmap *m);
 
 /* ---- trie: byte strings -> value >= 0; immutable (tokenizer_trie.c) ----------------------------
@@ -357,6 +366,7 @@ SL_MUST_CHECK enum sl_status bpe_reserve_merges(struct bpe *b, size_t n, struct 
 SL_MUST_CHECK enum sl_status bpe_add_merge(struct tokenizer *t, const char *a, size_t a_len,
                                            const char *b, size_t b_len, uint32_t rank,
                                            struct strbuf *joined, struct sl_err *err);
+void bpe_prefetch_merge(const struct bpe *b, int32_t left, int32_t right);
 void bpe_put_merge(struct bpe *b, int32_t left, int32_t right, uint32_t rank, int32_t id);
 
 /* scores: [n], by id, taken over on success. unk_id -1: none. */

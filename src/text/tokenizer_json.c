@@ -83,24 +83,63 @@ static bool merge_parts(const json_t *m, struct merge_text *out)
     return true;
 }
 
-enum sl_status bpe_add_merge(struct tokenizer *t, const char *a, size_t a_len, const char *b,
-                             size_t b_len, uint32_t rank, struct strbuf *joined, struct sl_err *err)
+/* One merge on its way into the table. */
+struct merge_item {
+    struct merge_text text;
+    uint32_t joined, joined_len; /* in the block's buffer */
+    struct strmap_probe left, right, both;
+    uint32_t rank;
+};
+
+static enum sl_status merge_failed(const struct merge_item *m, struct sl_err *err)
 {
+    return SL_FAIL(err, SL_EFORMAT,
+                   "tokenizer: merge %u joins %.*s and %.*s, not all in the vocabulary", m->rank,
+                   (int)(m->text.a_len < 80 ? m->text.a_len : 80), m->text.a,
+                   (int)(m->text.b_len < 80 ? m->text.b_len : 80), m->text.b);
+}
+
+enum { MERGE_BLOCK = 32 };
+
+/* The lookups of many merges wait for memory together instead of one after another: a vocabulary
+ * and its merges are larger than the near caches, and loading is mostly this. */
+static enum sl_status put_block(struct tokenizer *t, struct merge_item *m, size_t n,
+                                struct strbuf *buf, struct sl_err *err)
+{
+    const struct strmap *v = &t->model_vocab;
     size_t prefix = t->bpe.prefix ? strlen(t->bpe.prefix) : 0;
-    strbuf_clear(joined);
-    strbuf_add(joined, a, a_len);
-    if (b_len >= prefix)
-        strbuf_add(joined, b + prefix, b_len - prefix);
-    if (joined->failed)
+    int32_t ids[MERGE_BLOCK][3];
+    strbuf_clear(buf);
+    for (size_t i = 0; i < n; i++) {
+        const struct merge_text *p = &m[i].text;
+        m[i].joined = (uint32_t)buf->len;
+        strbuf_add(buf, p->a, p->a_len);
+        if (p->b_len >= prefix)
+            strbuf_add(buf, p->b + prefix, p->b_len - prefix);
+        m[i].joined_len = (uint32_t)(buf->len - m[i].joined);
+    }
+    if (buf->failed)
         return no_memory(err);
-    int32_t left = strmap_get(&t->model_vocab, a, a_len);
-    int32_t right = strmap_get(&t->model_vocab, b, b_len);
-    int32_t id = strmap_get(&t->model_vocab, joined->data ? joined->data : "", joined->len);
-    if (left < 0 || right < 0 || id < 0)
-        return SL_FAIL(err, SL_EFORMAT,
-                       "tokenizer: merge %u joins %.*s and %.*s, not all in the vocabulary", rank,
-                       (int)(a_len < 80 ? a_len : 80), a, (int)(b_len < 80 ? b_len : 80), b);
-    bpe_put_merge(&t->bpe, left, right, rank, id);
+    for (size_t i = 0; i < n; i++) {
+        m[i].left = strmap_probe(v, m[i].text.a, m[i].text.a_len);
+        m[i].right = strmap_probe(v, m[i].text.b, m[i].text.b_len);
+        m[i].both = strmap_probe(v, buf->len ? buf->data + m[i].joined : "", m[i].joined_len);
+    }
+    for (size_t i = 0; i < n; i++) {
+        strmap_prefetch(v, &m[i].left);
+        strmap_prefetch(v, &m[i].right);
+        strmap_prefetch(v, &m[i].both);
+    }
+    for (size_t i = 0; i < n; i++) {
+        ids[i][0] = strmap_found(v, &m[i].left);
+        ids[i][1] = strmap_found(v, &m[i].right);
+        ids[i][2] = strmap_found(v, &m[i].both);
+        if (ids[i][0] < 0 || ids[i][1] < 0 || ids[i][2] < 0)
+            return merge_failed(&m[i], err);
+        bpe_prefetch_merge(&t->bpe, ids[i][0], ids[i][1]);
+    }
+    for (size_t i = 0; i < n; i++)
+        bpe_put_merge(&t->bpe, ids[i][0], ids[i][1], m[i].rank, ids[i][2]);
     return SL_OK;
 }
 
@@ -108,27 +147,38 @@ static enum sl_status parse_merges(struct tokenizer *t, json_t *merges, struct s
 {
     if (!json_is_array(merges))
         return SL_FAIL(err, SL_EFORMAT, "tokenizer: the model has no \"merges\" list");
-    enum sl_status st = bpe_reserve_merges(&t->bpe, json_array_size(merges), err);
-    struct strbuf joined;
-    strbuf_init(&joined, 0);
+    size_t size = json_array_size(merges), n = 0;
+    enum sl_status st = bpe_reserve_merges(&t->bpe, size, err);
+    struct merge_item block[MERGE_BLOCK];
+    struct strbuf buf;
+    strbuf_init(&buf, 0);
     uint32_t rank = 0;
-    size_t i;
-    json_t *m;
-    json_array_foreach(merges, i, m)
-    {
-        struct merge_text p;
-        if (st)
-            break;
+    for (size_t i = 0; i < size && !st; i++) {
+        const json_t *m = json_array_get(merges, i);
+        __builtin_prefetch(json_array_get(merges, i + MERGE_BLOCK < size ? i + MERGE_BLOCK : i));
         if (json_is_string(m) && !strncmp(json_string_value(m), "#version", 8))
             continue;
-        if (!merge_parts(m, &p)) {
+        if (!merge_parts(m, &block[n].text)) {
             st = SL_FAIL(err, SL_EFORMAT, "tokenizer: merge %zu is not a pair", i);
             break;
         }
-        st = bpe_add_merge(t, p.a, p.a_len, p.b, p.b_len, rank++, &joined, err);
+        block[n++].rank = rank++;
+        if (n == MERGE_BLOCK) {
+            st = put_block(t, block, n, &buf, err);
+            n = 0;
+        }
     }
-    strbuf_fini(&joined);
+    if (!st && n)
+        st = put_block(t, block, n, &buf, err);
+    strbuf_fini(&buf);
     return st;
+}
+
+enum sl_status bpe_add_merge(struct tokenizer *t, const char *a, size_t a_len, const char *b,
+                             size_t b_len, uint32_t rank, struct strbuf *joined, struct sl_err *err)
+{
+    struct merge_item one = {.text = {a, b, a_len, b_len}, .rank = rank};
+    return put_block(t, &one, 1, joined, err);
 }
 
 /* A string that is there and not empty. */

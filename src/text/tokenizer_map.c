@@ -108,12 +108,32 @@ bool strmap_put(struct strmap *m, const char *s, size_t n, int32_t id)
     return true;
 }
 
-int32_t strmap_get(const struct strmap *m, const char *s, size_t n)
+struct strmap_probe strmap_probe(const struct strmap *m, const char *s, size_t n)
+{
+    struct strmap_probe p = {s, n, tag_of(s, n)};
+    if (m->slots)
+        __builtin_prefetch(&m->slots[p.tag & m->mask]);
+    return p;
+}
+
+void strmap_prefetch(const struct strmap *m, const struct strmap_probe *p)
+{
+    if (m->slots && m->slots[p->tag & m->mask].entry)
+        __builtin_prefetch(&m->entries[m->slots[p->tag & m->mask].entry - 1]);
+}
+
+int32_t strmap_found(const struct strmap *m, const struct strmap_probe *p)
 {
     if (!m->n)
         return -1;
-    const struct strmap_slot *slot = slot_of(m, tag_of(s, n), s, n);
+    const struct strmap_slot *slot = slot_of(m, p->tag, p->s, p->n);
     return slot->entry ? m->entries[slot->entry - 1].id : -1;
+}
+
+int32_t strmap_get(const struct strmap *m, const char *s, size_t n)
+{
+    struct strmap_probe p = {s, n, tag_of(s, n)};
+    return strmap_found(m, &p);
 }
 
 void strmap_fini(struct strmap *m)
