@@ -136,6 +136,18 @@ void tokenizer_destroy(struct tokenizer **tp)
     *tp = NULL;
 }
 
+/* A Unigram vocabulary may hold a special token's text more than once: all of them are special. */
+static void mark_copies(struct tokenizer *t)
+{
+    const struct strmap *v = &t->model_vocab;
+    for (uint32_t i = 0; i < v->n && t->kind == MODEL_UNIGRAM; i++) {
+        int32_t k =
+            strmap_get(&t->added.by_content, v->pool + v->entries[i].off, v->entries[i].len);
+        if (k >= 0 && t->added.tokens[k].special)
+            t->vocab_flags[v->entries[i].id] |= VOCAB_SPECIAL;
+    }
+}
+
 static enum sl_status build_ids(struct tokenizer *t, struct sl_err *err)
 {
     const struct strmap *v = &t->model_vocab;
@@ -162,6 +174,7 @@ static enum sl_status build_ids(struct tokenizer *t, struct sl_err *err)
         t->token_len[tok->id] = tok->len;
         t->vocab_flags[tok->id] |= (uint8_t)(VOCAB_ADDED | (tok->special ? VOCAB_SPECIAL : 0));
     }
+    mark_copies(t);
     return SL_OK;
 }
 

@@ -47,6 +47,8 @@ struct strmap {
 bool strmap_reserve(struct strmap *m, size_t n, size_t pool_bytes);
 /* Replaces the id of a key that is there. False: no memory (or 4 GiB of keys). */
 bool strmap_put(struct strmap *m, const char *s, size_t n, int32_t id);
+/* A key that is there stays as an entry of its own; strmap_get gives the last. */
+bool strmap_append(struct strmap *m, const char *s, size_t n, int32_t id);
 int32_t strmap_get(const struct strmap *m, const char *s, size_t n); /* -1: none */
 /* The same in steps, for many keys at a time: probe all, prefetch all, then read all. */
 struct strmap_probe {

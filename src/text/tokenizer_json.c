@@ -4,6 +4,7 @@
 #include "base/mem.h"
 #include "base/status.h"
 
+#include <math.h>
 #include <string.h>
 
 static bool flag(const json_t *json, const char *key, bool absent)
@@ -210,6 +211,34 @@ static enum sl_status parse_bpe(struct tokenizer *t, const json_t *model, struct
 /* ---- the other models -------------------------------------------------------------------------
  */
 
+/* The value that serde_json reads where a file says x: it divides the digits, as a double, by a
+ * power of ten, which for 16 and 17 digits can be one unit off. Scores are summed, and sums that
+ * would tie are told apart by that unit. */
+static double as_serde_reads(double x)
+{
+    static const double p10[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,
+                                 1e8,  1e9,  1e10, 1e11, 1e12, 1e13, 1e14, 1e15,
+                                 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
+    double a = fabs(x);
+    if (!(a > 1e-5 && a < 1e15)) /* exponents: digits unknown, and no real score */
+        return x;
+    int e = 16 - (int)floor(log10(a));
+    if (e > 22)
+        return x;
+    long double digits = (long double)a * p10[e];
+    long double half = ((long double)nextafter(a, INFINITY) - a) / 2 * p10[e];
+    for (int unit = 100; unit >= 1; unit /= 10) { /* 15, 16, 17 digits: the first that suffices */
+        long double d = roundl(digits / unit) * unit;
+        if (fabsl(d - digits) >= half && unit > 1)
+            continue;
+        if (unit == 100)
+            return x;
+        double r = (double)(uint64_t)(d / unit) / p10[unit == 10 ? e - 1 : e];
+        return x < 0 ? -r : r;
+    }
+    return x;
+}
+
 /* [["token", score], ...]: ids are places. */
 static enum sl_status parse_scores(struct tokenizer *t, json_t *vocab, double *scores,
                                    struct sl_err *err)
@@ -221,9 +250,9 @@ static enum sl_status parse_scores(struct tokenizer *t, json_t *vocab, double *s
         const json_t *token = json_array_get(item, 0), *score = json_array_get(item, 1);
         if (!json_is_string(token) || !json_is_number(score))
             return SL_FAIL(err, SL_EFORMAT, "tokenizer: entry %zu of the vocabulary is no pair", i);
-        scores[i] = json_number_value(score);
-        if (!strmap_put(&t->model_vocab, json_string_value(token), json_string_length(token),
-                        (int32_t)i))
+        scores[i] = as_serde_reads(json_number_value(score));
+        if (!strmap_append(&t->model_vocab, json_string_value(token), json_string_length(token),
+                           (int32_t)i))
             return no_memory(err);
     }
     return SL_OK;

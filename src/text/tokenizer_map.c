@@ -89,14 +89,14 @@ static struct strmap_slot *slot_of(const struct strmap *m, uint32_t tag, const c
     }
 }
 
-bool strmap_put(struct strmap *m, const char *s, size_t n, int32_t id)
+static bool put(struct strmap *m, const char *s, size_t n, int32_t id, bool keep_both)
 {
     if (n > UINT32_MAX / 2 || !grow_entries(m, (size_t)m->n + 1) ||
         !grow_slots(m, (size_t)m->n + 1) || !grow_pool(m, n + 1))
         return false;
     uint32_t tag = tag_of(s, n);
     struct strmap_slot *slot = slot_of(m, tag, s, n);
-    if (slot->entry) {
+    if (slot->entry && !keep_both) {
         m->entries[slot->entry - 1].id = id;
         return true;
     }
@@ -106,6 +106,16 @@ bool strmap_put(struct strmap *m, const char *s, size_t n, int32_t id)
     m->pool_len += n + 1;
     *slot = (struct strmap_slot){tag, ++m->n};
     return true;
+}
+
+bool strmap_put(struct strmap *m, const char *s, size_t n, int32_t id)
+{
+    return put(m, s, n, id, false);
+}
+
+bool strmap_append(struct strmap *m, const char *s, size_t n, int32_t id)
+{
+    return put(m, s, n, id, true);
 }
 
 struct strmap_probe strmap_probe(const struct strmap *m, const char *s, size_t n)

@@ -238,8 +238,10 @@ static int run_one(struct strbuf *out, struct strbuf *tmp, struct scratch *sc, c
 }
 
 /* True if this normalizer cut something off the front that Metaspace's "first" would miss. */
-static bool cuts_front(const struct normalizer *nz, const char *s, size_t n)
+static bool cuts_front(const struct normalizer *nz, struct scratch *sc, const char *s, size_t n)
 {
+    struct pattern_iter it = {0};
+    size_t start, end;
     int32_t cp;
     if (!n)
         return false;
@@ -249,6 +251,9 @@ static bool cuts_front(const struct normalizer *nz, const char *s, size_t n)
         return nz->left && unicode_is_space(cp);
     case NORM_STRIP_ACCENTS:
         return unicode_is_mark(cp);
+    case NORM_REPLACE:
+        return !nz->content_len && pattern_next(&nz->pattern, sc, s, n, &it, &start, &end) > 0 &&
+               !start && end;
     case NORM_NMT:
         return nmt_drops(cp);
     case NORM_BERT:
@@ -266,7 +271,7 @@ enum sl_status norm_run(const struct tokenizer *t, struct scratch *sc, const cha
     for (int i = 0; i < t->n_norm; i++) {
         struct strbuf *out = &sc->norm[i & 1];
         strbuf_clear(out);
-        if (cuts_front(&t->norm[i], *s, *n))
+        if (cuts_front(&t->norm[i], sc, *s, *n))
             *at_origin = false;
         int rc = run_one(out, &sc->word, sc, *s, *n, &t->norm[i]);
         if (rc == SL_EINVAL)

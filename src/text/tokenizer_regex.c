@@ -34,7 +34,12 @@ struct rewrite {
     const char *why; /* the first error */
 };
 
-#define WORD_SET "\\p{L}\\p{M}\\p{Nd}\\p{Pc}"
+/* Oniguruma's \w: Alphabetic (where circled letters are), marks, Nd, Pc; outside a class also the
+ * six other numbers in Latin-1. */
+#define WORD_SET                                           \
+    "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24B6}-\\x{24E9}" \
+    "\\x{1F130}-\\x{1F149}\\x{1F150}-\\x{1F169}\\x{1F170}-\\x{1F189}"
+#define WORD_ALONE WORD_SET "\\xB2\\xB3\\xB9\\xBC-\\xBE"
 
 static const struct {
     const char *name, *is;
@@ -85,7 +90,38 @@ static const struct {
     {"cntrl", "Cc"},
 };
 
-/* After \p or \P: copies {name}, long general categories as their short names. */
+/* Not a script: a category, or a property with a yes or no. */
+static bool is_property(const char *name, size_t n)
+{
+    static const char *const binary[] = {
+        "any",
+        "alphabetic",
+        "uppercase",
+        "lowercase",
+        "white_space",
+        "ascii",
+        "hex_digit",
+        "ascii_hex_digit",
+        "ideographic",
+        "emoji",
+        "math",
+        "dash",
+        "emoji_presentation",
+        "id_start",
+        "id_continue",
+        "xps",
+        "xan",
+        "extended_pictographic",
+    };
+    for (size_t i = 0; i < sizeof binary / sizeof *binary; i++) {
+        if (strlen(binary[i]) == n && !strncasecmp(binary[i], name, n))
+            return true;
+    }
+    return n <= 2;
+}
+
+/* After \p or \P: copies {name}, long general categories as their short names, scripts so that
+ * PCRE2 takes the Script property and not its extensions. */
 static void rewrite_property(struct rewrite *r, char p)
 {
     const char *close =
@@ -106,10 +142,9 @@ static void rewrite_property(struct rewrite *r, char p)
         if (strlen(long_names[i].name) == n && !strncasecmp(long_names[i].name, name, n))
             is = long_names[i].is;
     }
-    if (is)
-        strbuf_adds(&r->out, is);
-    else
-        strbuf_add(&r->out, name, n);
+    if (!is && !is_property(name, n) && !memchr(name, ':', n) && !memchr(name, '=', n))
+        strbuf_adds(&r->out, "sc:");
+    strbuf_add(&r->out, is ? is : name, is ? strlen(is) : n);
     strbuf_addc(&r->out, '}');
     r->s = close + 1;
 }
@@ -131,10 +166,10 @@ static void rewrite_escape(struct rewrite *r, bool in_class)
         strbuf_adds(&r->out, in_class ? "0-9a-fA-F" : "[0-9a-fA-F]");
         return;
     case 'w':
-        strbuf_adds(&r->out, in_class ? WORD_SET : "[" WORD_SET "]");
+        strbuf_adds(&r->out, in_class ? WORD_SET : "[" WORD_ALONE "]");
         return;
     case 'W':
-        strbuf_adds(&r->out, in_class ? "\\W" : "[^" WORD_SET "]");
+        strbuf_adds(&r->out, in_class ? "\\W" : "[^" WORD_ALONE "]");
         return;
     case 'u':
         if (r->end - r->s < 4) {
@@ -154,6 +189,27 @@ static void rewrite_escape(struct rewrite *r, bool in_class)
     }
 }
 
+/* r->s is at "[:": copies the bracket, or what it stands for where PCRE2 means less by it. */
+static void rewrite_posix(struct rewrite *r)
+{
+    static const char *const sets[][2] = {
+        {"[:punct:]", "\\p{P}\\p{S}"},           {"[:alpha:]", "\\p{Alphabetic}"},
+        {"[:upper:]", "\\p{Uppercase}"},         {"[:lower:]", "\\p{Lowercase}"},
+        {"[:alnum:]", "\\p{Alphabetic}\\p{Nd}"}, {"[:word:]", WORD_SET},
+    };
+    const char *close = memchr(r->s, ']', (size_t)(r->end - r->s));
+    size_t n = close ? (size_t)(close + 1 - r->s) : 2;
+    for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) {
+        if (strlen(sets[i][0]) == n && !memcmp(sets[i][0], r->s, n)) {
+            strbuf_adds(&r->out, sets[i][1]);
+            r->s += n;
+            return;
+        }
+    }
+    strbuf_add(&r->out, r->s, n);
+    r->s += n;
+}
+
 static void rewrite_class(struct rewrite *r, int depth);
 
 /* One operand of && up to the next && or the closing bracket: its own characters as one PCRE2 class
@@ -168,11 +224,8 @@ static void rewrite_operand(struct rewrite *r, int depth)
         char c = *r->s;
         if ((c == ']' && r->s > from) || (c == '&' && r->end - r->s > 1 && r->s[1] == '&'))
             break;
-        if (c == '[' && r->end - r->s > 1 && r->s[1] == ':') { /* [:alpha:] */
-            const char *close = memchr(r->s, ']', (size_t)(r->end - r->s));
-            size_t n = close ? (size_t)(close + 1 - r->s) : 1;
-            strbuf_add(&r->out, r->s, n);
-            r->s += n;
+        if (c == '[' && r->end - r->s > 1 && r->s[1] == ':') {
+            rewrite_posix(r);
         } else if (c == '[') {
             struct strbuf own = r->out;
             strbuf_init(&r->out, MAX_PATTERN * 8);
@@ -239,18 +292,16 @@ static void rewrite_class(struct rewrite *r, int depth)
     if (plain) {
         strbuf_adds(&r->out, negated ? "[^" : "[");
         while (!r->why && r->s < r->end && (*r->s != ']' || r->s == from)) {
-            char c = *r->s++;
-            if (c == '\\') {
-                rewrite_escape(r, true);
-            } else if (c == '[') {
-                const char *close = memchr(r->s, ']', (size_t)(r->end - r->s));
-                size_t n = close ? (size_t)(close + 1 - r->s) : 0;
-                strbuf_addc(&r->out, c);
-                strbuf_add(&r->out, r->s, n);
-                r->s += n;
-            } else {
-                strbuf_addc(&r->out, c);
+            char c = *r->s;
+            if (c == '[') {
+                rewrite_posix(r); /* a plain class has no other */
+                continue;
             }
+            r->s++;
+            if (c == '\\')
+                rewrite_escape(r, true);
+            else
+                strbuf_addc(&r->out, c);
         }
         strbuf_addc(&r->out, ']');
     } else { /* each operand but the last as a lookahead: one character that all of them match */

@@ -37,8 +37,9 @@ enum sl_status unigram_create(struct unigram **out, const struct strmap *vocab, 
     uint32_t n_keys = 0;
     for (uint32_t i = 0; i < vocab->n; i++) {
         const struct strmap_entry *e = &vocab->entries[i];
-        if (e->len)
-            keys[n_keys++] = (struct trie_key){vocab->pool + e->off, e->len, e->id};
+        const char *key = vocab->pool + e->off;
+        if (e->len) /* of equal pieces the last one's id and score count */
+            keys[n_keys++] = (struct trie_key){key, e->len, strmap_get(vocab, key, e->len)};
     }
     enum sl_status st = trie_create(&u->trie, keys, n_keys, err);
     mem_free(keys);

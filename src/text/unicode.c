@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "text/unicode.h"
+#include "text/unicode_tables.h"
 
 #include <string.h>
 #include <utf8proc.h>
@@ -132,56 +133,39 @@ bool unicode_is_space(int32_t c)
            c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
+static bool has(int32_t c, uint32_t flag)
+{
+    return unicode_flags(c) & flag;
+}
+
 bool unicode_is_number(int32_t c)
 {
-    if (c < 0x80)
-        return c >= '0' && c <= '9';
-    int cat = utf8proc_category(c);
-    return cat == UTF8PROC_CATEGORY_ND || cat == UTF8PROC_CATEGORY_NL ||
-           cat == UTF8PROC_CATEGORY_NO;
+    return c < 0x80 ? c >= '0' && c <= '9' : has(c, UNICODE_NUMBER);
 }
 
 bool unicode_is_punctuation(int32_t c)
 {
-    if (c < 0x80)
-        return (c >= '!' && c <= '/') || (c >= ':' && c <= '@') || (c >= '[' && c <= '`') ||
-               (c >= '{' && c <= '~');
-    int cat = utf8proc_category(c);
-    return cat >= UTF8PROC_CATEGORY_PC && cat <= UTF8PROC_CATEGORY_PO;
+    return has(c, UNICODE_PUNCTUATION);
 }
 
 bool unicode_is_other(int32_t c)
 {
-    int cat = utf8proc_category(c);
-    return cat == UTF8PROC_CATEGORY_CC || cat == UTF8PROC_CATEGORY_CF ||
-           cat == UTF8PROC_CATEGORY_CN || cat == UTF8PROC_CATEGORY_CO;
+    return has(c, UNICODE_OTHER);
 }
 
 bool unicode_is_mark(int32_t c)
 {
-    int cat = c < 0x300 ? UTF8PROC_CATEGORY_CN : utf8proc_category(c);
-    return cat >= UTF8PROC_CATEGORY_MN && cat <= UTF8PROC_CATEGORY_ME;
+    return c >= 0x300 && has(c, UNICODE_MARK);
 }
 
 bool unicode_is_mark_nonspacing(int32_t c)
 {
-    return c >= 0x300 && utf8proc_category(c) == UTF8PROC_CATEGORY_MN;
+    return c >= 0x300 && has(c, UNICODE_MARK_NONSPACING);
 }
 
 bool unicode_is_word(int32_t c)
 {
-    if (c < 0x80)
-        return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') ||
-               c == '_';
-    int cat = utf8proc_category(c);
-    if (cat >= UTF8PROC_CATEGORY_LU && cat <= UTF8PROC_CATEGORY_NL)
-        return true; /* letters, marks, Nd, Nl */
-    if (cat == UTF8PROC_CATEGORY_PC)
-        return true;
-    /* joiners, and the circled and squared letters that are Alphabetic */
-    return c == 0x200C || c == 0x200D || (c >= 0x24B6 && c <= 0x24E9) ||
-           (c >= 0x1F130 && c <= 0x1F149) || (c >= 0x1F150 && c <= 0x1F169) ||
-           (c >= 0x1F170 && c <= 0x1F189);
+    return has(c, UNICODE_WORD);
 }
 
 bool unicode_is_cjk(int32_t c)
@@ -194,9 +178,15 @@ bool unicode_is_cjk(int32_t c)
 
 void unicode_lower(struct strbuf *out, int32_t c)
 {
+    if (c < 0x80) {
+        strbuf_addc(out, (char)(c >= 'A' && c <= 'Z' ? c + 32 : c));
+        return;
+    }
     if (c == 0x130) { /* the one character whose lower case is two */
         strbuf_adds(out, "i\xCC\x87");
         return;
     }
-    utf8_add(out, utf8proc_tolower(c));
+    const struct unicode_stand_in *k =
+        unicode_find(unicode_lower_table, unicode_lower_table_page, c);
+    utf8_add(out, k ? (int32_t)(k->instead + ((uint32_t)c - k->first)) : utf8proc_tolower(c));
 }

@@ -4,6 +4,7 @@
  * a long run of them; here a run is sorted (stably) instead, so no text costs more than n log n.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "text/unicode.h"
+#include "text/unicode_tables.h"
 #include "base/mem.h"
 
 #include <string.h>
@@ -32,7 +33,9 @@ static bool points_room(struct points *p, size_t more)
 
 static unsigned combining_class(int32_t cp)
 {
-    return cp < 0x300 ? 0 : (unsigned)utf8proc_get_property(cp)->combining_class;
+    if (cp < 0x300 || (unicode_flags(cp) & UNICODE_INERT))
+        return 0;
+    return (unsigned)utf8proc_get_property(cp)->combining_class;
 }
 
 static void sort_small(int32_t *cp, size_t n)
@@ -93,7 +96,7 @@ static void decompose(struct points *p, const char *s, size_t n, utf8proc_option
         i += utf8_next(s + i, &c);
         if (!points_room(p, 32))
             return;
-        if (c < 0xA0) { /* decomposes to itself in every form */
+        if (c < 0xA0 || (unicode_flags(c) & UNICODE_INERT)) { /* itself in every form */
             p->cp[p->n++] = c;
             continue;
         }
@@ -105,6 +108,36 @@ static void decompose(struct points *p, const char *s, size_t n, utf8proc_option
         else
             p->cp[p->n++] = c;
     }
+}
+
+/* The character that a and b make; 0: none. */
+static int32_t pair(int32_t a, int32_t b)
+{
+    int32_t two[3] = {a, b, 0};
+    if (b < 0x300 || utf8proc_normalize_utf32(
+                         two, 2, (utf8proc_option_t)(UTF8PROC_COMPOSE | UTF8PROC_STABLE)) != 1)
+        return 0;
+    return unicode_flags(two[0]) & UNICODE_INERT ? 0 : two[0];
+}
+
+/* Canonical composition, in place; gives the new length. */
+static size_t compose_all(int32_t *cp, size_t n)
+{
+    size_t k = 0, starter = SIZE_MAX;
+    int last = -1; /* class of the last character behind the starter; -1: none */
+    for (size_t i = 0; i < n; i++) {
+        int cc = (int)combining_class(cp[i]);
+        int32_t both = starter != SIZE_MAX && last < cc ? pair(cp[starter], cp[i]) : 0;
+        if (both) {
+            cp[starter] = both;
+            continue;
+        }
+        if (!cc)
+            starter = k;
+        last = cc ? cc : -1;
+        cp[k++] = cp[i];
+    }
+    return k;
 }
 
 /* True if s is in NFC whatever stands in it: nothing at or past U+0300. */
@@ -135,10 +168,8 @@ static void normalize_run(struct strbuf *out, const char *s, size_t n, enum unic
     if (p.failed || !order_marks(p.cp, p.n)) {
         out->failed = true;
     } else {
-        utf8proc_ssize_t len = (utf8proc_ssize_t)p.n;
-        if (compose)
-            len = utf8proc_normalize_utf32(p.cp, len, UTF8PROC_COMPOSE | UTF8PROC_STABLE);
-        for (utf8proc_ssize_t i = 0; i < len; i++)
+        size_t len = compose ? compose_all(p.cp, p.n) : p.n;
+        for (size_t i = 0; i < len; i++)
             utf8_add(out, p.cp[i]);
     }
     mem_free(p.cp);

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "text/unicode.h"
+#include "text/unicode_tables.h"
 
 #include <string.h>
 
 /* A character that PCRE2 classes as the tokenizers library classes cp, with as many bytes in UTF-8;
  * 0: cp itself will do. */
-static int32_t stand_in(int32_t cp)
+static int32_t stand_in(int32_t c)
 {
-    if (cp == 0x180E) /* \s for PCRE2, but not White_Space since Unicode 6.3 */
-        return 0x200B;
-    return 0;
+    const struct unicode_stand_in *k = unicode_find(unicode_stand_ins, unicode_stand_ins_page, c);
+    return k ? (int32_t)k->instead : 0;
 }
 
 const char *unicode_for_regex(const char *s, size_t n, struct strbuf *copy)
