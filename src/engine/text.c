@@ -3,20 +3,27 @@
 #include "base/mem.h"
 #include "base/status.h"
 #include "engine/internal.h"
+#include "text/chat.h"
+#include "text/template.h"
+
+#include <string.h>
 
 struct sl_text {
-    struct tokenizer *tokenizer;
+    struct tokenizer *tokenizer; /* NULL when only a template was asked for */
+    struct chat *chat;
 };
 
+/* `model` NULL: the template is all there is. */
 enum sl_status sl_text_open(struct sl_text **out, const char *model, const char *chat_template,
                             struct sl_err *err)
 {
-    (void)chat_template;
     struct sl_text *t = mem_zalloc(1, sizeof *t);
     if (!t)
         return SL_FAIL(err, SL_ENOMEM, "no memory for a tokenizer");
-    enum sl_status st = tokenizer_load(&t->tokenizer, model, err);
-    if (st)
+    enum sl_status st = model ? tokenizer_load(&t->tokenizer, model, err) : SL_OK;
+    if (st == SL_OK)
+        st = chat_open(&t->chat, model, chat_template, err);
+    if (st != SL_OK)
         sl_text_close(&t);
     else
         *out = t;
@@ -28,8 +35,56 @@ void sl_text_close(struct sl_text **t)
     if (!*t)
         return;
     tokenizer_destroy(&(*t)->tokenizer);
+    chat_close(&(*t)->chat);
     mem_free(*t);
     *t = NULL;
+}
+
+enum sl_status sl_text_encode(const struct sl_text *t, const char *text, size_t bytes,
+                              bool add_special_tokens, int32_t **ids, size_t *n, struct sl_err *err)
+{
+    struct token_vec v = {0};
+    if (!t || !t->tokenizer)
+        return SL_FAIL(err, SL_EINVAL, "there is no tokenizer");
+    enum sl_status st = tokenizer_encode(t->tokenizer, text, bytes,
+                                         add_special_tokens ? ENCODE_ADD_SPECIAL : 0, 0, &v, err);
+    if (st == SL_OK && !v.ids && !(v.ids = mem_alloc(1, sizeof *v.ids)))
+        st = SL_FAIL(err, SL_ENOMEM, "no memory for tokens");
+    if (st != SL_OK) {
+        token_vec_fini(&v);
+        return st;
+    }
+    *ids = v.ids;
+    *n = v.n;
+    return SL_OK;
+}
+
+enum sl_status sl_text_decode(const struct sl_text *t, const int32_t *ids, size_t n,
+                              bool skip_special_tokens, char **text, size_t *bytes,
+                              struct sl_err *err)
+{
+    if (!t || !t->tokenizer)
+        return SL_FAIL(err, SL_EINVAL, "there is no tokenizer");
+    return tokenizer_decode(t->tokenizer, ids, n, skip_special_tokens, text, bytes, err);
+}
+
+const char *sl_text_token(const struct sl_text *t, int32_t id)
+{
+    return t && t->tokenizer ? tokenizer_token(t->tokenizer, id) : NULL;
+}
+
+enum sl_status sl_text_render(const struct sl_text *t, const char *vars, const char *now,
+                              char **text, struct sl_err *err)
+{
+    size_t bytes;
+    if (!t || !chat_has_template(t->chat))
+        return SL_FAIL(err, SL_EINVAL, "the model has no chat template");
+    json_t *all = template_vars_parse(vars, strlen(vars), err);
+    if (!all)
+        return SL_EINVAL;
+    enum sl_status st = chat_render(t->chat, all, NULL, now, text, &bytes, err);
+    json_decref(all);
+    return st;
 }
 
 const struct tokenizer *text_tokenizer(const struct sl_text *t)
@@ -39,6 +94,5 @@ const struct tokenizer *text_tokenizer(const struct sl_text *t)
 
 bool text_has_template(const struct sl_text *t)
 {
-    (void)t;
-    return false;
+    return chat_has_template(t->chat);
 }
