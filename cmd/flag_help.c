@@ -145,3 +145,79 @@ bool flags_help(const struct flags *f, const char *usage, const char *topic, FIL
         print_flag(flag, out);
     return flag != NULL;
 }
+
+/* ---- docs/flags.md ----------------------------------------------------------------------------
+ */
+
+static void markdown_text(const char *text, FILE *out)
+{
+    for (; *text; text++) {
+        if (*text == '|' || *text == '<' || *text == '*' || *text == '_')
+            fputc('\\', out);
+        fputc(*text, out);
+    }
+}
+
+static void markdown_row(const struct flag *flag, const char *const *command_names, FILE *out)
+{
+    static const char *const state[] = {
+        [FLAG_WORKS] = "works", [FLAG_NO_EFFECT] = "no effect", [FLAG_LATER] = "not yet"};
+    char value[96];
+    value_name(flag, value, sizeof value);
+    for (char *p = value; *p; p++)
+        *p = *p == '|' ? '/' : *p; /* a column ends at '|' even inside backquotes */
+    fprintf(out, "| `--%s%s`", flag->name, value);
+    if (flag->short_name)
+        fprintf(out, ", `-%s`", flag->short_name);
+    fputs(" | ", out);
+    markdown_text(flag->shown ? flag->shown : "", out);
+    fprintf(out, " | %s | ", state[flag->state]);
+    markdown_text(flag->help, out);
+    if (flag->only) {
+        fputs(" Only ", out);
+        for (const char *p = flag->only; *p; p++)
+            fputs(*p == '|' ? ", " : (char[]){*p, 0}, out);
+        fputs(" for now.", out);
+    }
+    if (flag->env)
+        fprintf(out, " Environment: `%s`.", flag->env);
+    fputs(" | ", out);
+    const char *comma = "";
+    for (int bit = 0; command_names[bit]; bit++) {
+        if (flag->commands & 1u << bit) {
+            fprintf(out, "%s%s", comma, command_names[bit]);
+            comma = ", ";
+        }
+    }
+    fputs(" |\n", out);
+}
+
+void flags_markdown(const struct flag *table, int n, const char *const *command_names, FILE *out)
+{
+    fputs("# Flags\n\n"
+          "Made by `sluice --help=markdown`; CI compares. Names and defaults are vLLM's, so its "
+          "command lines work.\n"
+          "\"works\": does what it says. \"no effect\": accepted with one log line, because it "
+          "cannot change results here.\n"
+          "\"not yet\": refused by name, unless it asks for what happens anyway.\n\n"
+          "`--no-x` turns a switch off, `--flag=value` and underscores work, numbers take the "
+          "suffixes k m g (1000s) and K M G (1024s),\n"
+          "`--a.b value` sets a key of a JSON flag, `--config FILE.yaml` reads flags by name. The "
+          "command line wins over the file, the file\n"
+          "over the environment.\n",
+          out);
+    for (int i = 0; i < n; i++) {
+        bool first = true;
+        for (int k = 0; k < i && first; k++)
+            first = strcmp(table[k].group, table[i].group) != 0;
+        if (!first)
+            continue;
+        fprintf(out,
+                "\n## %s\n\n| flag | default | state | meaning | commands |\n"
+                "| --- | --- | --- | --- | --- |\n",
+                table[i].group);
+        for (int k = i; k < n; k++)
+            if (strcmp(table[k].group, table[i].group) == 0)
+                markdown_row(&table[k], command_names, out);
+    }
+}

@@ -94,7 +94,9 @@ static bool set_list(struct reader *r, const char *name, const yaml_node_t *list
 {
     bool negated;
     const struct flag *flag = flags_find(r->flags, name, &negated);
-    if (flag && flag->kind != FLAG_LIST)
+    if (!flag) /* says that there is none by that name */
+        return flags_set(r->flags, FLAG_FROM_FILE, name, NULL);
+    if (flag->kind != FLAG_LIST)
         return flags_fail(r->flags, "--%s takes one value, not a list", flag->name);
     for (yaml_node_item_t *i = list->data.sequence.items.start; i < list->data.sequence.items.top;
          i++) {

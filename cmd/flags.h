@@ -95,6 +95,9 @@ bool flags_fail(struct flags *f, const char *fmt, ...) __attribute__((format(pri
 bool flags_number(const char *text, long long *out);
 
 /* `topic`: "" for the usual page, "all", a group's name, or a flag's. False: no such topic. */
+/* The whole table as docs/flags.md; command_names[i] is the name of bit i. */
+void flags_markdown(const struct flag *table, int n, const char *const *command_names, FILE *out);
+
 bool flags_help(const struct flags *f, const char *usage, const char *topic, FILE *out);
 
 #endif

@@ -11,19 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#pragma weak command_serve
-#pragma weak command_chat
-#pragma weak command_complete
-#pragma weak command_generate
-#pragma weak command_run_batch
-#pragma weak command_tokenize
-#pragma weak command_detokenize
-#pragma weak command_render
-#pragma weak command_bench_throughput
-#pragma weak command_bench_latency
-#pragma weak command_bench_serve
-#pragma weak command_bench_startup
-#pragma weak command_bench_sim
 #pragma weak command_bench_policies
 #pragma weak command_bench_ceilings
 
@@ -121,6 +108,19 @@ static const struct command *find_command(int argc, char **argv, int *used)
     return NULL;
 }
 
+/* Names by bit; the table of commands is in the bits' order. */
+static int print_markdown(void)
+{
+    const char *names[N_COMMANDS + 1] = {NULL};
+    for (int i = 0; i < N_COMMANDS; i++)
+        names[i] = commands[i].group ? xformat("%s %s", commands[i].group, commands[i].name)
+                                     : xstrdup(commands[i].name);
+    flags_markdown(flag_table, flag_table_n, names, stdout);
+    for (int i = 0; i < N_COMMANDS; i++)
+        free((void *)names[i]);
+    return EXIT_DONE;
+}
+
 static int no_command(int argc, char **argv)
 {
     const char *word = argc > 1 ? argv[1] : "";
@@ -128,6 +128,8 @@ static int no_command(int argc, char **argv)
         printf("sluice %s\n", sl_version());
         return EXIT_DONE;
     }
+    if (!strcmp(word, "--help=markdown"))
+        return print_markdown();
     if (argc < 2 || !strcmp(word, "help") || !strncmp(word, "--help", 6) || !strcmp(word, "-h")) {
         print_commands(stdout);
         return argc < 2 ? EXIT_USAGE : EXIT_DONE;
@@ -164,6 +166,13 @@ static bool take_positional(struct options *o, const struct command *c)
     if (o->n_args && !c->more_args)
         return flags_fail(f, "\"%.80s\" is one argument too many", o->args[0]);
     return true;
+}
+
+static void default_history(struct options *o)
+{
+    const char *home = getenv("HOME");
+    if (home && *home)
+        o->history_file = xformat("%s/.sluice_history", home);
 }
 
 static bool read_options(struct options *o, const struct command *c, int argc, char **argv)
@@ -207,6 +216,7 @@ int main(int argc, char **argv)
 
     static struct options o; /* lives as long as the process: the engine may borrow from it */
     options_init(&o);
+    default_history(&o);
     char *name = xformat("%s%s%s", c->group ? c->group : "", c->group ? " " : "", c->name);
     flags_init(&o.flags, flag_table, flag_table_n, c->bit, name, &o);
     if (!read_options(&o, c, argc - used, argv + used))

@@ -101,13 +101,14 @@ struct options {
     int log_level;          /* 0 debug .. 3 error; -1: the command's own default */
     const char *input_file, *output_file; /* -i, -o */
     const char *system_prompt;
-    bool chat;              /* generate --chat */
-    bool json_lines;        /* generate --json */
-    const char *quick_text; /* chat -q: one answer, then end */
-    const char *now;        /* render --now */
-    const char *cpu_isa;    /* --cpu-isa, SLUICE_CPU_ISA: NULL or the best to use */
-    bool no_progress;       /* --no-progress */
-    char **args;            /* positional arguments after the model */
+    bool chat;                /* generate --chat */
+    bool json_lines;          /* generate --json */
+    const char *quick_text;   /* chat -q: one answer, then end */
+    const char *history_file; /* chat: NULL or "" for none */
+    const char *now;          /* render --now */
+    const char *cpu_isa;      /* --cpu-isa, SLUICE_CPU_ISA: NULL or the best to use */
+    bool no_progress;         /* --no-progress */
+    char **args;              /* positional arguments after the model */
     int n_args;
 };
 
