@@ -29,7 +29,7 @@ struct sl_request {
     struct event_buf pending;
     enum sl_finish closed; /* not SL_RUNNING: no more events, open choices end with it */
     struct sl_err error;   /* why, with SL_ERROR */
-    bool notified;         /* the consumer was told, and has not looked since */
+    bool notified;         /* the consumer was told of what is pending, and has not looked since */
     sl_wake_fn wake;
     void *wake_ctx;
     int n_cached; /* these two are there with the first event */

@@ -27,7 +27,10 @@ static void wake_consumers(struct sl_engine *e)
         e->to_wake = r->wake_next;
         r->to_wake = false;
         mutex_lock(&r->lock);
-        if (!r->notified) {
+        /* If it has taken the events already, telling it again would be remembered as a call that
+         * it has not followed yet, and the next one would not be made. */
+        bool news = r->pending.n > 0 || r->closed != SL_RUNNING;
+        if (news && !r->notified) {
             r->notified = true;
             cond_signal(&r->ready);
             if (r->wake)
