@@ -289,7 +289,9 @@ SL_API const struct sl_token_logprobs *sl_request_prompt_logprobs(const struct s
 
 /* ---- text ----------------------------------------------------------------------------------- */
 
-/* A model's tokenizer and chat template; needs no weights. Immutable: any thread. */
+/* A model's tokenizer and chat templates; needs no weights. Immutable: any thread.
+ * model: a folder, or NULL for a chat template alone. chat_template: a file, the name of one of the
+ * model's, or the template itself; NULL: the model's own. */
 struct sl_text;
 
 SL_API SL_MUST_CHECK enum sl_status sl_text_open(struct sl_text **out, const char *model,
@@ -298,10 +300,15 @@ SL_API void sl_text_close(struct sl_text **t);
 SL_API const struct sl_text *sl_engine_text(const struct sl_engine *e); /* NULL without tokenizer */
 
 /* Encode. *ids is allocated; free it with sl_free. Special tokens written in the text are
- * recognized, as in transformers. max_tokens > 0: SL_EINVAL as soon as more are certain. */
+ * recognized, as in transformers. */
 SL_API SL_MUST_CHECK enum sl_status sl_text_encode(const struct sl_text *t, const char *text,
                                                    size_t bytes, bool add_special_tokens,
                                                    int32_t **ids, size_t *n, struct sl_err *err);
+/* The same, with SL_EINVAL as soon as more than max_tokens are certain (0: no limit). */
+SL_API SL_MUST_CHECK enum sl_status sl_text_encode_max(const struct sl_text *t, const char *text,
+                                                       size_t bytes, bool add_special_tokens,
+                                                       size_t max_tokens, int32_t **ids, size_t *n,
+                                                       struct sl_err *err);
 /* Decode; *text is NUL-terminated, free it with sl_free. Ids outside the vocabulary: SL_EINVAL. */
 SL_API SL_MUST_CHECK enum sl_status sl_text_decode(const struct sl_text *t, const int32_t *ids,
                                                    size_t n, bool skip_special_tokens, char **text,
@@ -314,6 +321,13 @@ SL_API const char *sl_text_token(const struct sl_text *t, int32_t id);
 SL_API SL_MUST_CHECK enum sl_status sl_text_render(const struct sl_text *t, const char *vars,
                                                    const char *now, char **text,
                                                    struct sl_err *err);
+/* The same with a template of the request's own (or the name of one of the model's; NULL: the
+ * model's), and the length of the text, which may hold NUL. With continue_final_message among the
+ * variables the text ends where the last message's does. */
+SL_API SL_MUST_CHECK enum sl_status sl_text_render_with(const struct sl_text *t, const char *vars,
+                                                        const char *chat_template, const char *now,
+                                                        char **text, size_t *bytes,
+                                                        struct sl_err *err);
 SL_API void sl_free(void *p);
 
 /* ---- OpenAI requests and the server -----------------------------------------------------------

@@ -231,7 +231,6 @@ enum sl_status sl_request_wait(struct sl_request *r, int timeout_ms)
         bool in_time = true;
         mutex_lock(&r->lock);
         while (in_time && !r->pending.n && r->closed == SL_RUNNING) {
-            r->notified = false; /* a wake for events already taken must not silence the next */
             if (timeout_ms < 0)
                 cond_wait(&r->ready, &r->lock);
             else

@@ -1,4 +1,4 @@
-/* A model's tokenizer and chat template, as one immutable object of the public interface.
+/* A model's tokenizer and chat templates, as one immutable object of the public interface.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "base/mem.h"
 #include "base/status.h"
@@ -9,21 +9,22 @@
 #include <string.h>
 
 struct sl_text {
-    struct tokenizer *tokenizer; /* NULL when only a template was asked for */
+    struct tokenizer *tokenizer; /* NULL: only a chat template was asked for */
     struct chat *chat;
 };
 
-/* `model` NULL: the template is all there is. */
 enum sl_status sl_text_open(struct sl_text **out, const char *model, const char *chat_template,
                             struct sl_err *err)
 {
+    if (!model && !chat_template)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "model", "neither a model nor a template was given");
     struct sl_text *t = mem_zalloc(1, sizeof *t);
     if (!t)
         return SL_FAIL(err, SL_ENOMEM, "no memory for a tokenizer");
     enum sl_status st = model ? tokenizer_load(&t->tokenizer, model, err) : SL_OK;
-    if (st == SL_OK)
+    if (!st)
         st = chat_open(&t->chat, model, chat_template, err);
-    if (st != SL_OK)
+    if (st)
         sl_text_close(&t);
     else
         *out = t;
@@ -40,53 +41,6 @@ void sl_text_close(struct sl_text **t)
     *t = NULL;
 }
 
-enum sl_status sl_text_encode(const struct sl_text *t, const char *text, size_t bytes,
-                              bool add_special_tokens, int32_t **ids, size_t *n, struct sl_err *err)
-{
-    struct token_vec v = {0};
-    if (!t || !t->tokenizer)
-        return SL_FAIL(err, SL_EINVAL, "there is no tokenizer");
-    enum sl_status st = tokenizer_encode(t->tokenizer, text, bytes,
-                                         add_special_tokens ? ENCODE_ADD_SPECIAL : 0, 0, &v, err);
-    if (st == SL_OK && !v.ids && !(v.ids = mem_alloc(1, sizeof *v.ids)))
-        st = SL_FAIL(err, SL_ENOMEM, "no memory for tokens");
-    if (st != SL_OK) {
-        token_vec_fini(&v);
-        return st;
-    }
-    *ids = v.ids;
-    *n = v.n;
-    return SL_OK;
-}
-
-enum sl_status sl_text_decode(const struct sl_text *t, const int32_t *ids, size_t n,
-                              bool skip_special_tokens, char **text, size_t *bytes,
-                              struct sl_err *err)
-{
-    if (!t || !t->tokenizer)
-        return SL_FAIL(err, SL_EINVAL, "there is no tokenizer");
-    return tokenizer_decode(t->tokenizer, ids, n, skip_special_tokens, text, bytes, err);
-}
-
-const char *sl_text_token(const struct sl_text *t, int32_t id)
-{
-    return t && t->tokenizer ? tokenizer_token(t->tokenizer, id) : NULL;
-}
-
-enum sl_status sl_text_render(const struct sl_text *t, const char *vars, const char *now,
-                              char **text, struct sl_err *err)
-{
-    size_t bytes;
-    if (!t || !chat_has_template(t->chat))
-        return SL_FAIL(err, SL_EINVAL, "the model has no chat template");
-    json_t *all = template_vars_parse(vars, strlen(vars), err);
-    if (!all)
-        return SL_EINVAL;
-    enum sl_status st = chat_render(t->chat, all, NULL, now, text, &bytes, err);
-    json_decref(all);
-    return st;
-}
-
 const struct tokenizer *text_tokenizer(const struct sl_text *t)
 {
     return t->tokenizer;
@@ -95,4 +49,73 @@ const struct tokenizer *text_tokenizer(const struct sl_text *t)
 bool text_has_template(const struct sl_text *t)
 {
     return chat_has_template(t->chat);
+}
+
+static enum sl_status need_tokenizer(const struct sl_text *t, struct sl_err *err)
+{
+    if (t && t->tokenizer)
+        return SL_OK;
+    return SL_FAIL(err, SL_EINVAL, "there is no tokenizer");
+}
+
+enum sl_status sl_text_encode_max(const struct sl_text *t, const char *text, size_t bytes,
+                                  bool add_special_tokens, size_t max_tokens, int32_t **ids,
+                                  size_t *n, struct sl_err *err)
+{
+    struct token_vec v = {0};
+    enum sl_status st = need_tokenizer(t, err);
+    if (!st)
+        st = tokenizer_encode(t->tokenizer, text, bytes,
+                              add_special_tokens ? ENCODE_ADD_SPECIAL : 0, max_tokens, &v, err);
+    if (!st && !v.ids && !(v.ids = mem_alloc(1, sizeof *v.ids)))
+        st = SL_FAIL(err, SL_ENOMEM, "no memory for tokens");
+    if (st) {
+        token_vec_fini(&v);
+        return st;
+    }
+    *ids = v.ids;
+    *n = v.n;
+    return SL_OK;
+}
+
+enum sl_status sl_text_encode(const struct sl_text *t, const char *text, size_t bytes,
+                              bool add_special_tokens, int32_t **ids, size_t *n, struct sl_err *err)
+{
+    return sl_text_encode_max(t, text, bytes, add_special_tokens, 0, ids, n, err);
+}
+
+enum sl_status sl_text_decode(const struct sl_text *t, const int32_t *ids, size_t n,
+                              bool skip_special_tokens, char **text, size_t *bytes,
+                              struct sl_err *err)
+{
+    enum sl_status st = need_tokenizer(t, err);
+    return st ? st : tokenizer_decode(t->tokenizer, ids, n, skip_special_tokens, text, bytes, err);
+}
+
+const char *sl_text_token(const struct sl_text *t, int32_t id)
+{
+    return t && t->tokenizer ? tokenizer_token(t->tokenizer, id) : NULL;
+}
+
+enum sl_status sl_text_render_with(const struct sl_text *t, const char *vars,
+                                   const char *chat_template, const char *now, char **text,
+                                   size_t *bytes, struct sl_err *err)
+{
+    if (!t || (!chat_template && !chat_has_template(t->chat)))
+        return SL_FAIL(err, SL_EINVAL, "the model has no chat template");
+    json_t *v = template_vars_parse(vars, strlen(vars), err);
+    if (!v)
+        return SL_EINVAL;
+    enum sl_status st = json_is_object(v)
+                            ? chat_render(t->chat, v, chat_template, now, text, bytes, err)
+                            : SL_FAIL(err, SL_EINVAL, "template variables must be a JSON object");
+    json_decref(v);
+    return st;
+}
+
+enum sl_status sl_text_render(const struct sl_text *t, const char *vars, const char *now,
+                              char **text, struct sl_err *err)
+{
+    size_t bytes;
+    return sl_text_render_with(t, vars, NULL, now, text, &bytes, err);
 }
