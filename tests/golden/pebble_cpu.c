@@ -84,9 +84,33 @@ static void perplexity(void **state)
     drive_destroy(&d);
 }
 
+/* Four windows of the same text; a quantized product is as exact on every level. */
+static void quantized_perplexity(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        double most;
+    } q[] = {{"int8", 0.01}, {"int4", 0.16}};
+    int n;
+    int32_t *ids = golden_text_ids(&n);
+    for (enum cpu_isa isa = ISA_AVX2; isa <= cpu_isa_detect(); isa++) {
+        for (int i = 0; i < 2; i++) {
+            struct drive *d = open_pebble(isa, SL_DTYPE_BF16, q[i].name);
+            double ratio = golden_perplexity_ratio(d, ids, 0, 4);
+            print_message("%s, perplexity in %s: %.4f of the golden\n", cpu_isa_name(isa),
+                          q[i].name, ratio);
+            assert_true(fabs(ratio - 1) < q[i].most);
+            drive_destroy(&d);
+        }
+    }
+    mem_free(ids);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(float32), cmocka_unit_test(bfloat16),
-                                       cmocka_unit_test(perplexity)};
+                                       cmocka_unit_test(perplexity),
+                                       cmocka_unit_test(quantized_perplexity)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
