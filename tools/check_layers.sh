@@ -21,7 +21,7 @@ declare -A may=(
     [http]="base core engine text"
 )
 # These commands are examples of the public interface: they see sluice.h and nothing inside.
-public=" serve chat complete generate run_batch text_commands prompts progress "
+public=" serve chat generate run_batch text_commands prompts offline progress sampling_json "
 
 bad=0
 complain() {
@@ -29,42 +29,35 @@ complain() {
     bad=1
 }
 
-while IFS=: read -r file line include; do
-    target=${include#*\"}
-    target=${target%%\"*}
-    folder=${file#src/}
+check_src() { # file, line, what it includes
+    local folder=${1#src/} to=${3%%/*}
     folder=${folder%%/*}
-    [ "$target" = sluice.h ] && continue
-    if [[ $target != */* ]]; then
-        complain "$file:$line: \"$target\": name the folder too, as in \"base/mem.h\""
-        continue
-    fi
-    to=${target%%/*}
-    if [ -z "${may[$folder]+known}" ]; then
-        complain "$file:$line: src/$folder is not a layer of docs/ARCHITECTURE.md"
+    if [[ $3 != */* ]]; then
+        complain "$1:$2: \"$3\": name the folder too, as in \"base/mem.h\""
+    elif [ -z "${may[$folder]+known}" ]; then
+        complain "$1:$2: src/$folder is not a layer of docs/ARCHITECTURE.md"
     elif [ "$to" != "$folder" ] && [[ " ${may[$folder]} " != *" $to "* ]]; then
-        complain "$file:$line: src/$folder must not include \"$target\""
+        complain "$1:$2: src/$folder must not include \"$3\""
+    elif [[ $1 == src/backend/*/* && $3 == backend/*/* ]]; then
+        # a backend's implementations know one another only through the reference
+        local mine=${1#src/backend/} theirs=${3#backend/}
+        [ "${mine%%/*}" = "${theirs%%/*}" ] || [ "${theirs%%/*}" = ref ] ||
+            complain "$1:$2: backend/${mine%%/*} must not include \"$3\""
     fi
-done < <(grep -rnE '^[[:space:]]*#[[:space:]]*include[[:space:]]*"' src --include='*.[ch]' || true)
-
-# A backend's implementations know the seam, and one another only through the reference.
-while IFS=: read -r file line include; do
-    target=${include#*\"}
-    target=${target%%\"*}
-    mine=$(cut -d/ -f3 <<<"$file")
-    theirs=$(cut -d/ -f2 <<<"$target")
-    [[ $target == backend/*/* && $file == src/backend/*/* ]] || continue
-    [ "$mine" = "$theirs" ] || [ "$theirs" = ref ] ||
-        complain "$file:$line: backend/$mine must not include \"$target\""
-done < <(grep -rnE '^[[:space:]]*#[[:space:]]*include[[:space:]]*"' src/backend --include='*.[ch]' || true)
+}
 
 while IFS=: read -r file line include; do
     target=${include#*\"}
     target=${target%%\"*}
-    name=$(basename "$file" | sed 's/\.[ch]$//')
-    [[ ($public == *" $name "* || $file == examples/*) && $target == */* ]] &&
-        complain "$file:$line: a public command includes \"$target\"; use sluice.h"
-done < <(grep -rnE '^[[:space:]]*#[[:space:]]*include[[:space:]]*"' cmd examples --include='*.[ch]' 2>/dev/null || true)
+    name=${file##*/}
+    [ "$target" = sluice.h ] && continue
+    if [[ $file == src/* ]]; then
+        check_src "$file" "$line" "$target"
+    elif [[ ($file == examples/* || $public == *" ${name%.[ch]} "*) && $target == */* ]]; then
+        complain "$file:$line: \"$target\": a public command includes sluice.h, nothing inside"
+    fi
+done < <(grep -rnE '^[[:space:]]*#[[:space:]]*include[[:space:]]*"' src cmd examples \
+    --include='*.[ch]' --include='*.cu' 2>/dev/null || true)
 
 [ $bad = 0 ] && echo "layers: includes go one way"
 exit $bad
