@@ -38,6 +38,6 @@ while read -r file; do
         echo "$file: no SPDX line"
         bad=1
     }
-done < <(git ls-files 'src/*.c' 'cmd/*.[ch]' 'include/*.h' 'examples/*.c' 'tests/*.[ch]' 'tools/*.sh' 'tests/*.py')
+done < <(git ls-files 'src/*.[ch]' 'cmd/*.[ch]' 'include/*.h' 'examples/*.c' 'tests/*.[ch]' 'tools/*.sh' 'tests/*.py')
 [ $bad = 0 ] && echo "headers: each compiles alone; every source names its licence"
 exit $bad

@@ -5,7 +5,9 @@
  * they complete in order. depth is 1 on ref and cpu (submit computes), 2 on cuda.
  *
  * SL_EDEVICE poisons the backend: every later call fails the same way.
- * Thread: the engine thread, all calls. */
+ * Thread: the engine thread, all calls.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_BACKEND_BACKEND_H
 #define SL_BACKEND_BACKEND_H
 

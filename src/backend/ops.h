@@ -13,7 +13,9 @@
  * Activations are row-major; their element type is the device's own (`act_bytes` each: f32 on ref
  * and cpu, bf16 on cuda with an f32 residual stream). Buffers are opaque device memory.
  *
- * Thread: the engine thread. */
+ * Thread: the engine thread.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_BACKEND_OPS_H
 #define SL_BACKEND_OPS_H
 

@@ -1,4 +1,6 @@
-/* clock.h - time in nanoseconds. */
+/* clock.h - time in nanoseconds.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_BASE_CLOCK_H
 #define SL_BASE_CLOCK_H
 

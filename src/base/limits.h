@@ -1,6 +1,8 @@
 /* limits.h - what this process may use: the machine, cut down by cgroups (v1 and v2) and affinity.
  *
- * Thread: any; reads /proc and /sys each time, so ask once at start. */
+ * Thread: any; reads /proc and /sys each time, so ask once at start.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_BASE_LIMITS_H
 #define SL_BASE_LIMITS_H
 

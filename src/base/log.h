@@ -1,6 +1,8 @@
 /* log.h - log lines in vLLM's form: `INFO 11-24 06:40:00 [engine.c:42] message`, on stderr.
  *
- * Thread: any; a line is written with one write(2). The level is set once by main. */
+ * Thread: any; a line is written with one write(2). The level is set once by main.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_BASE_LOG_H
 #define SL_BASE_LOG_H
 

@@ -1,7 +1,9 @@
 /* mem.h - all allocation goes through here, so that tests can count it and fail the nth one.
  *
  * Sizes are (count, size) pairs and are checked for overflow. NULL means no memory; the caller
- * reports it. Buffers for kernels are 64-byte aligned.   Thread: any. */
+ * reports it. Buffers for kernels are 64-byte aligned.   Thread: any.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_BASE_MEM_H
 #define SL_BASE_MEM_H
 

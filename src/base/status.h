@@ -1,7 +1,9 @@
 /* status.h - the one error convention: an enum sl_status, and a struct that the caller passes.
  *
  * The first cause wins: a message already in *err stays. SL_EAGAIN is flow control and is
- * returned bare, without SL_FAIL.   Thread: any (the struct is the caller's). */
+ * returned bare, without SL_FAIL.   Thread: any (the struct is the caller's).
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_BASE_STATUS_H
 #define SL_BASE_STATUS_H
 

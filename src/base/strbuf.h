@@ -2,7 +2,8 @@
  *
  * A failed append (maximum or memory) sets `failed` and later appends do nothing, so a writer
  * checks once at the end. Always NUL-terminated once anything was appended.   Thread: its owner's.
- */
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_BASE_STRBUF_H
 #define SL_BASE_STRBUF_H
 

@@ -1,7 +1,9 @@
 /* sync.h - mutexes with ranks, and condition variables on the monotonic clock.
  *
  * A thread takes locks in rising rank only; debug builds assert it. Adding a lock means adding its
- * rank to the enum, which is the whole locking order of the project. */
+ * rank to the enum, which is the whole locking order of the project.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_BASE_SYNC_H
 #define SL_BASE_SYNC_H
 

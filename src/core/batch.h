@@ -15,7 +15,9 @@
  * Arrays are declared in BATCH_ARRAYS alone: name, type, length bound. batch_create() plans them
  * from the limits and allocates once; a step never allocates.
  *
- * Thread: the engine thread fills it; the backend reads it until the step is collected. */
+ * Thread: the engine thread fills it; the backend reads it until the step is collected.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_CORE_BATCH_H
 #define SL_CORE_BATCH_H
 

@@ -1,7 +1,9 @@
 /* kvlayout.h - what the pool and the planner know of a model's cache: groups of layers.
  *
  * Full attention, sliding window, MLA latent, a draft model's cache, Mamba state are all groups;
- * the pool knows bytes, a window and nothing else.   Plain data. */
+ * the pool knows bytes, a window and nothing else.   Plain data.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_CORE_KVLAYOUT_H
 #define SL_CORE_KVLAYOUT_H
 

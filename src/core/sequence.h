@@ -14,7 +14,9 @@
  * it and the block tables are the scheduler's buffers, which take them back when the sequence has
  * finished and no step in flight names it (then tokens is NULL, n_tokens stays).
  *
- * Thread: the engine thread, from sched_add() until it is reported finished. */
+ * Thread: the engine thread, from sched_add() until it is reported finished.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_CORE_SEQUENCE_H
 #define SL_CORE_SEQUENCE_H
 

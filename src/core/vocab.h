@@ -1,6 +1,8 @@
 /* vocab.h - each token's bytes and flags: made by text, read by sample and by grammar masks.
  *
- * Immutable after it is made; owned by the tokenizer.   Thread: any. */
+ * Immutable after it is made; owned by the tokenizer.   Thread: any.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_CORE_VOCAB_H
 #define SL_CORE_VOCAB_H
 

@@ -2,7 +2,9 @@
  *
  *     plan = schedule(); logits = forward(plan); tokens = sample(logits); publish(tokens);
  *
- * engine.c runs it on the engine thread; bench sim runs it in virtual time. One owner, no locks. */
+ * engine.c runs it on the engine thread; bench sim runs it in virtual time. One owner, no locks.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_ENGINE_CORE_H
 #define SL_ENGINE_CORE_H
 

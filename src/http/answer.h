@@ -3,7 +3,9 @@
  * Streams: answer_take() an output, answer_event() the choice it belongs to; at the end
  * answer_end(). In one piece: answer_take() all, then answer_body().
  *
- * Thread: the loop that owns the call. */
+ * Thread: the loop that owns the call.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_HTTP_ANSWER_H
 #define SL_HTTP_ANSWER_H
 

@@ -4,7 +4,9 @@
  * the answer -> done. The loop owns the call, except between call_start and `prepared`, when a
  * worker does; the engine thread only posts it.
  *
- * Thread: as said above. */
+ * Thread: as said above.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_HTTP_CALL_H
 #define SL_HTTP_CALL_H
 

@@ -5,7 +5,9 @@
  * What evhttp 2.1 lacks is added here: when a client leaves while it waits for its first byte, how
  * much of a body has come, time limits of a whole request, error pages in the API's own form.
  *
- * Thread: the loop's. A function that may free the connection says so. */
+ * Thread: the loop's. A function that may free the connection says so.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_HTTP_CONN_H
 #define SL_HTTP_CONN_H
 

@@ -1,7 +1,9 @@
 /* http_metrics.h - http_requests_total and its relatives, as prometheus-fastapi-instrumentator
  * names them.
  *
- * Thread: any. Every atomic is a statistic: relaxed, publishes nothing. */
+ * Thread: any. Every atomic is a statistic: relaxed, publishes nothing.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_HTTP_HTTP_METRICS_H
 #define SL_HTTP_HTTP_METRICS_H
 

@@ -1,6 +1,8 @@
 /* json_out.h - writing JSON text into a strbuf: strings, numbers, nothing clever.
  *
- * Text that is streamed token by token does not go through a JSON tree.   Thread: any. */
+ * Text that is streamed token by token does not go through a JSON tree.   Thread: any.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_HTTP_JSON_OUT_H
 #define SL_HTTP_JSON_OUT_H
 

@@ -6,7 +6,9 @@
  *   (call.c      submits them and turns outputs into JSON with oai_choice.h.)
  * Names, defaults and error texts are vLLM's.
  *
- * Thread: a request belongs to one thread at a time; struct oai_env is immutable while serving. */
+ * Thread: a request belongs to one thread at a time; struct oai_env is immutable while serving.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_HTTP_OAI_H
 #define SL_HTTP_OAI_H
 

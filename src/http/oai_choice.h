@@ -3,7 +3,9 @@
  * Outputs are appended as they come. A stream takes them out with every event, or with fewer
  * events while its client reads slowly; an answer in one piece takes them out at the end.
  *
- * Thread: the loop that owns the call. */
+ * Thread: the loop that owns the call.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_HTTP_OAI_CHOICE_H
 #define SL_HTTP_OAI_CHOICE_H
 

@@ -1,6 +1,8 @@
 /* pieces.h - what a single token says as text, for logprobs; decoded once, then remembered.
  *
- * Thread: any, all calls. */
+ * Thread: any, all calls.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_HTTP_PIECES_H
 #define SL_HTTP_PIECES_H
 

@@ -1,6 +1,8 @@
 /* routes.h - which path does what, who may ask, and what every answer carries.
  *
- * Thread: the loop's. */
+ * Thread: the loop's.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_HTTP_ROUTES_H
 #define SL_HTTP_ROUTES_H
 

@@ -3,7 +3,9 @@
  * Large jobs (a prompt of a book) are taken by the first worker only: with two or more workers a
  * short prompt never waits behind a long one.
  *
- * Thread: any, all calls. */
+ * Thread: any, all calls.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_HTTP_WORKERS_H
 #define SL_HTTP_WORKERS_H
 

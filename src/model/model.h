@@ -2,7 +2,9 @@
  *
  * Loading: config.json -> struct model_spec; safetensors headers are checked against the spec's
  * table of names before any memory is taken; each weight is then prepared for the device.
- * model_runner turns model + device into a struct backend.   Thread: the engine thread. */
+ * model_runner turns model + device into a struct backend.   Thread: the engine thread.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_MODEL_MODEL_H
 #define SL_MODEL_MODEL_H
 

@@ -21,7 +21,7 @@ struct runner {
     const struct ops *ops;
     struct device *device;
     enum wformat kv_format;
-    float *logits; /* [logits_rows, vocab_size], device memory */
+    float *logits;      /* [logits_rows, vocab_size], device memory */
     float *logits_host; /* the same for the sampler; equal to logits where that is host memory */
     int logits_rows;
     struct sample_row *piece_sample;     /* [max_samples] */

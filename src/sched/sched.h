@@ -10,7 +10,9 @@
  * A plan may be made while earlier ones are in flight: n_computed and n_inflight of each sequence
  * say what those will have done. sched_update() must be given the steps in order.
  *
- * Thread: the engine thread. */
+ * Thread: the engine thread.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_SCHED_SCHED_H
 #define SL_SCHED_SCHED_H
 

@@ -14,7 +14,9 @@
  * nobody has yet: building a text piece by piece stays linear.
  *
  * Memory: one arena per compiled template, one per render, both limited.
- * Thread: a struct jrt belongs to one call; a tree is read-only after compilation. */
+ * Thread: a struct jrt belongs to one call; a tree is read-only after compilation.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_TEXT_JINJA_H
 #define SL_TEXT_JINJA_H
 

@@ -1,4 +1,6 @@
-/* jinja_run.h - what the parts of the evaluator share: expressions, statements, calls. */
+/* jinja_run.h - what the parts of the evaluator share: expressions, statements, calls.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_TEXT_JINJA_RUN_H
 #define SL_TEXT_JINJA_RUN_H
 

@@ -1,7 +1,9 @@
 /* template.h - chat templates: the Jinja language as transformers configures it
  * (ImmutableSandboxedEnvironment, trim_blocks, lstrip_blocks, loopcontrols, generation blocks).
  *
- * A compiled template is immutable.   Thread: any, all calls. */
+ * A compiled template is immutable.   Thread: any, all calls.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_TEXT_TEMPLATE_H
 #define SL_TEXT_TEMPLATE_H
 

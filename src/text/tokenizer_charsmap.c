@@ -2,8 +2,8 @@
  * into a pool of NUL-terminated replacements. All offsets are checked: the file is not trusted.
  *
  * Applied as the tokenizers library does: to each grapheme of less than 6 bytes, else to each of
- * its characters; the shortest match at its front replaces it whole. SPDX-License-Identifier:
- * Apache-2.0 */
+ * its characters; the shortest match at its front replaces it whole.
+ * SPDX-License-Identifier: Apache-2.0 */
 #include "text/tokenizer_impl.h"
 #include "text/unicode.h"
 #include "base/mem.h"

@@ -1,6 +1,6 @@
 /* config: what config.json and generation_config.json say, and what is refused; a whole load
- * against wrong tensors, NaN, other dtypes, and every failing allocation. SPDX-License-Identifier:
- * Apache-2.0 */
+ * against wrong tensors, NaN, other dtypes, and every failing allocation.
+ * SPDX-License-Identifier: Apache-2.0 */
 #include "model/loader.h"
 #include "model/spec.h"
 
