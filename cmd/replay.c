@@ -265,10 +265,10 @@ static enum sl_status run_all(struct replay *p, struct sl_err *err)
         while (next < n && p->start_ns + arrival_ns(p->load, next) <= t)
             add_request(p, next++);
         st = core_step(p->core, err);
-        if (st == SL_EAGAIN && next < n)
+        if (st == SL_EAGAIN) /* idle, so another is to come */
             wait_until(p, p->start_ns + arrival_ns(p->load, next));
         else if (st)
-            return st == SL_EAGAIN ? SL_FAIL(err, SL_ENOMEM, "out of memory") : st;
+            return st;
         else
             watch_kv(p, t);
         reuse_ended(p);

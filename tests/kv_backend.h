@@ -10,6 +10,7 @@
 #define TESTS_KV_BACKEND_H
 
 #include "backend/backend.h"
+#include "base/clock.h"
 #include "base/mem.h"
 
 #include <stdlib.h>
@@ -25,6 +26,7 @@ struct kv_backend {
     const struct batch *step[KVB_DEPTH_MAX];
     int first, n_steps;
     int64_t clock_ns;
+    bool real_clock; /* set by the test */
     uint64_t rows_computed;
 };
 
@@ -161,13 +163,15 @@ static inline enum sl_status kvb_collect(struct backend *be, struct step_result 
         r->plp[i] = (struct sl_logprob){.token = b->plogprob[i].token, .rank = 1};
     }
     r->plp_start[b->n_plogprobs] = b->n_plogprobs;
-    r->done_ns = k->clock_ns += 1000;
+    k->clock_ns += 1000;
+    r->done_ns = be->ops->now_ns(be);
     return SL_OK;
 }
 
 static inline int64_t kvb_now(struct backend *be)
 {
-    return ((struct kv_backend *)be)->clock_ns;
+    const struct kv_backend *k = (struct kv_backend *)be;
+    return k->real_clock ? clock_mono_ns() : k->clock_ns;
 }
 
 static inline void kvb_destroy(struct backend *be)

@@ -4,6 +4,8 @@
 #include "base/clock.h"
 #include "base/mem.h"
 
+#include <time.h>
+
 enum { DEPTH_MAX = 16 };
 
 struct core {
@@ -103,8 +105,14 @@ enum sl_status core_step(struct core *c, struct sl_err *err)
 {
     int64_t since = clock_mono_ns();
     enum sl_status st = fill(c, &since, err);
-    if (!st && c->n_inflight == 0)
-        return SL_EAGAIN;
+    if (!st && c->n_inflight == 0) {
+        if (core_idle(c))
+            return SL_EAGAIN;
+        /* Somebody waits and nobody runs: the host had no memory to admit him. */
+        const struct timespec pause = {.tv_nsec = 1000000};
+        nanosleep(&pause, NULL);
+        return SL_OK;
+    }
     if (!st)
         st = c->be->ops->collect(c->be, c->result, err);
     lap(&since, &c->times.collect_ns);

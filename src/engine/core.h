@@ -20,9 +20,9 @@ SL_MUST_CHECK enum sl_status core_create(struct core **out, const struct sched_c
 void core_destroy(struct core **c);
 struct sched *core_sched(struct core *c);
 /* Plan and submit while there is room, then collect the oldest step and publish it. SL_EAGAIN:
- * nothing to do (no step in flight, nothing to plan); if the core is not idle then, the host had no
- * memory to admit somebody: try again a little later. SL_EDEVICE: the backend is dead, and no step
- * is in flight any more. */
+ * idle, there is nothing to do. SL_EDEVICE: the backend is dead, and no step is in flight any more.
+ * SL_OK without progress, after a pause of a millisecond: the host had no memory to admit
+ * somebody. */
 SL_MUST_CHECK enum sl_status core_step(struct core *c, struct sl_err *err);
 bool core_idle(const struct core *c); /* no request is unfinished, no step in flight */
 /* Host nanoseconds spent in plan, submit, collect and update, summed; steps counted. */
