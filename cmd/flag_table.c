@@ -27,6 +27,8 @@
 
 #define MODEL_GROUP .group = "Model"
 #define MODEL_ROW(kind_, name_) .name = name_, .kind = kind_, .commands = ENGINE, MODEL_GROUP
+#define CPU_ROW(kind_, name_) \
+    .name = name_, .kind = kind_, .commands = ENGINE | CMD_BENCH_CEILINGS, MODEL_GROUP
 #define KV_ROW(kind_, name_) .name = name_, .kind = kind_, .commands = ENGINE, .group = "KV cache"
 #define SCHED_ROW(kind_, name_) \
     .name = name_, .kind = kind_, .commands = ENGINE, .group = "Scheduler"
@@ -170,11 +172,11 @@ const struct flag flag_table[] = {
      .help = "What logprobs show: raw_logprobs, processed_logprobs, raw_logits, processed_logits."},
     {MODEL_ROW(FLAG_BOOL, "skip-tokenizer-init"), AT(engine.skip_tokenizer_init),
      .help = "Token ids in, token ids out."},
-    {MODEL_ROW(FLAG_INT, "threads"), AT(engine.threads), .shown = "the cores the quota grants",
+    {CPU_ROW(FLAG_INT, "threads"), AT(engine.threads), .shown = "the cores the quota grants",
      .help = "Compute threads on the CPU."},
     {MODEL_ROW(FLAG_STRING, "sim-device"), AT(engine.sim_device), .choices = "h200|cpu",
      .shown = "h200", .help = "Which machine --device sim pretends to be."},
-    {MODEL_ROW(FLAG_STRING, "cpu-isa"), .env = "SLUICE_CPU_ISA", AT(cpu_isa),
+    {CPU_ROW(FLAG_STRING, "cpu-isa"), .env = "SLUICE_CPU_ISA", AT(cpu_isa),
      .choices = "auto|ref|avx2|avx512|amx", .meta = "LEVEL",
      .help = "CPU kernels use at most ref, avx2, avx512 or amx.", .shown = "auto"},
     {MODEL_ROW(FLAG_BOOL, "enforce-eager"), .state = FLAG_NO_EFFECT, AT(engine.enforce_eager),

@@ -8,7 +8,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static const char *const names[] = {"plain", "avx2", "avx512", "amx"};
+static const char *const names[] = {"ref", "avx2", "avx512", "amx"};
 static atomic_int limit = ISA_AMX; /* written by cpu_isa_limit, read when a device is created */
 
 /* Register state the system saves, by XCR0 bit. */
