@@ -4,14 +4,16 @@ HTTP alone, HTTP among others, streaming, run-batch, chunked, with its prefix ca
 SPDX-License-Identifier: Apache-2.0"""
 
 import json
+import re
 import tempfile
 import threading
 import unittest
+import urllib.request
 from struct import pack
 
 from common import MODEL, Server, golden, lines, main, run
 
-N = 20  # golden prompts; all lengths are among the first ones
+N = 12  # golden prompts; all lengths are among the first ones
 MAX_TOKENS = 24
 
 
@@ -102,11 +104,27 @@ class SameBits(unittest.TestCase):
                   "prefill first")
 
     def test_after_preemption(self):
-        """A pool that holds little more than the longest prompt: the others are preempted."""
-        longest = max(len(g["prompt_ids"]) for g in prompts()) + MAX_TOKENS
-        blocks = (longest + 15) // 16 + 4
-        self.same(generate("--num-gpu-blocks-override", str(blocks), "--max-model-len",
-                           str(longest)), "preempted")
+        """Many short prompts with long answers in a pool that holds a few of them."""
+        short = [g for g in golden() if len(g["prompt_ids"]) <= 40][:16]
+        more = {"max_tokens": 80, "ignore_eos": True}
+        want = generate(rows=[{"prompt": g["prompt_ids"], "temperature": 0, "logprobs": 0, **more}
+                              for g in short])
+        got = [None] * len(short)
+        with Server("--num-gpu-blocks-override", "24", "--max-model-len", "160") as s:
+
+            def ask(i):
+                got[i] = from_choice(s.post("/v1/completions", body(short[i], **more))["choices"][0])
+
+            threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(short))]
+            for t in threads:
+                t.start()
+            for t in threads:
+                t.join(200)
+            with urllib.request.urlopen(s.base + "/metrics", timeout=10) as r:
+                metrics = r.read().decode()
+        n = float(re.search(r"(?m)^vllm:num_preemptions_total\{[^}]*\} (\S+)", metrics).group(1))
+        self.assertGreater(n, 0, "nobody was preempted")
+        self.assertEqual(got, want)
 
     def test_threads(self):
         self.same(generate("--threads", "1"), "one thread")
