@@ -5,6 +5,7 @@ MODEL ?= models/pebble
 PREFIX ?= /usr/local
 JOBS ?= $(shell nproc)
 ARGS ?=
+CMAKE_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help deps deps-test build serve chat test check bench fuzz format install uninstall clean
@@ -30,7 +31,7 @@ deps-test:
 	@tools/deps.sh test
 
 build: deps
-	@[ -f $(BUILD)/build.ninja ] || cmake -S . -B $(BUILD) -G Ninja -DCMAKE_INSTALL_PREFIX=$(PREFIX)
+	@[ -f $(BUILD)/build.ninja ] || cmake -S . -B $(BUILD) -G Ninja -DCMAKE_INSTALL_PREFIX=$(PREFIX) $(CMAKE_ARGS)
 	@ninja -C $(BUILD) -j$(JOBS) sluice sluice_shared
 
 serve: build
@@ -41,7 +42,7 @@ chat: build
 
 # Two tests at a time: some of them start a server and measure what its clients see.
 test: deps-test
-	@[ -f $(BUILD)/build.ninja ] || cmake -S . -B $(BUILD) -G Ninja -DCMAKE_INSTALL_PREFIX=$(PREFIX)
+	@[ -f $(BUILD)/build.ninja ] || cmake -S . -B $(BUILD) -G Ninja -DCMAKE_INSTALL_PREFIX=$(PREFIX) $(CMAKE_ARGS)
 	@ninja -C $(BUILD) -j$(JOBS)
 	@ctest --test-dir $(BUILD) -j2 --output-on-failure --no-tests=error $(ARGS)
 

@@ -9,7 +9,7 @@ shopt -s nullglob
 sources=(tests/fuzz/*.c)
 [ ${#sources[@]} -gt 0 ] || { echo "fuzz: no targets"; exit 77; }
 
-CC=clang cmake -S . -B build-fuzz -G Ninja -DSLUICE_FUZZ=ON -DSLUICE_SANITIZE=address,undefined \
+CC=clang cmake -S . -B build-fuzz -G Ninja -DSLUICE_FUZZ=ON -DSLUICE_CUDA=OFF -DSLUICE_SANITIZE=address,undefined \
     -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null
 targets=()
 for source in "${sources[@]}"; do
