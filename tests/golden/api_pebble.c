@@ -1,0 +1,415 @@
+/* pebble through the public interface: the golden tokens on ref and cpu; and that a request's
+ * tokens and logprobs do not depend, in a single bit, on what else the engine does: alone, beside
+ * 63 others, in chunks of 16, after a prefix hit, after preemptions, on one thread or two.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "core/metrics.h"
+#include "engine/engine.h"
+#include "support/golden.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { N = 64, MAX_NEW = 64, TOP = 3 };
+
+static struct golden *golden;
+static bool chosen[N]; /* prompts that run() submits */
+
+static void choose(int stride, int max_prompt)
+{
+    for (int i = 0; i < N; i++)
+        chosen[i] = i % stride == 0 && golden[i].n_prompt <= max_prompt;
+}
+
+/* What one request gave. */
+struct result {
+    int32_t token[MAX_NEW];
+    struct sl_logprob lp[MAX_NEW][TOP + 1];
+    char text[2048];
+    int n, n_cached;
+    size_t bytes;
+    enum sl_finish finish;
+};
+
+static struct sl_config config(enum sl_device device, enum sl_dtype dtype)
+{
+    struct sl_config cfg;
+    sl_config_init(&cfg);
+    cfg.model = "models/pebble";
+    cfg.device = device;
+    cfg.dtype = dtype;
+    cfg.threads = 1; /* two that wait for each other are slow on a busy machine */
+    cfg.kv_cache_bytes = 256 << 20;
+    return cfg;
+}
+
+static struct sl_engine *start(const struct sl_config *cfg)
+{
+    struct sl_engine *e = NULL;
+    struct sl_err err = {0};
+    if (sl_engine_create(&e, cfg, &err))
+        fail_msg("no engine: %s", err.msg);
+    return e;
+}
+
+/* Prompt i's parameters: every second one is sampled, some with penalties, from its own seed. */
+static struct sl_sampling_params mixed_params(int i)
+{
+    struct sl_sampling_params p;
+    sl_sampling_params_init(&p);
+    p.max_tokens = 40;
+    p.logprobs = TOP;
+    p.temperature = i % 2 ? 0.9f : 0;
+    p.top_p = i % 4 == 1 ? 0.9f : 1;
+    p.top_k = i % 8 == 3 ? 30 : 0;
+    p.repetition_penalty = i % 3 ? 1 : 1.1f;
+    p.frequency_penalty = i % 5 ? 0 : 0.3f;
+    p.has_seed = true;
+    p.seed = 1000 + i;
+    return p;
+}
+
+static struct sl_sampling_params greedy_params(int i)
+{
+    struct sl_sampling_params p = mixed_params(0);
+    (void)i;
+    p.max_tokens = MAX_NEW;
+    p.repetition_penalty = 1;
+    p.frequency_penalty = 0;
+    return p;
+}
+
+typedef struct sl_sampling_params (*params_fn)(int i);
+
+static struct sl_request *submit(struct sl_engine *e, int i, params_fn params)
+{
+    struct sl_sampling_params p = params(i);
+    struct sl_input in = {.tokens = golden[i].prompt, .n_tokens = golden[i].n_prompt};
+    struct sl_request *r = NULL;
+    struct sl_err err = {0};
+    if (sl_submit(e, &in, &p, NULL, NULL, &r, &err))
+        fail_msg("%s: %s", golden[i].id, err.msg);
+    return r;
+}
+
+static void collect(struct sl_request *r, struct result *out)
+{
+    const struct sl_output *o;
+    struct sl_usage usage;
+    *out = (struct result){0};
+    while (sl_request_wait(r, 120000) == SL_OK && (o = sl_request_next(r))) {
+        for (int i = 0; i < o->n_tokens; i++, out->n++) {
+            assert_true(out->n < MAX_NEW);
+            assert_int_equal(o->logprobs[i].n, TOP + 1);
+            out->token[out->n] = o->tokens[i];
+            memcpy(out->lp[out->n], o->logprobs[i].entry, sizeof out->lp[0]);
+        }
+        assert_true(out->bytes + o->text_bytes < sizeof out->text);
+        memcpy(out->text + out->bytes, o->text, o->text_bytes);
+        out->bytes += o->text_bytes;
+        out->finish = o->finish;
+    }
+    assert_true(sl_request_done(r));
+    sl_request_usage(r, &usage);
+    out->n_cached = usage.cached_tokens;
+    sl_request_release(&r);
+}
+
+/* The chosen prompts, `width` at a time. */
+static void run(struct sl_engine *e, int width, params_fn params, struct result *out)
+{
+    struct sl_request *r[N];
+    int which[N], n = 0;
+    for (int i = 0; i < N; i++) {
+        if (chosen[i]) {
+            r[n] = submit(e, i, params);
+            which[n++] = i;
+        }
+        if (n < width && i + 1 < N)
+            continue;
+        for (int j = 0; j < n; j++)
+            collect(r[j], &out[which[j]]);
+        n = 0;
+    }
+}
+
+/* ---- golden ---------------------------------------------------------------------------------- */
+
+/* Every stride-th prompt; how many may differ after a near tie. */
+static void compare_with_golden(enum sl_device device, enum sl_dtype dtype, int stride, int n_may)
+{
+    struct sl_config cfg = config(device, dtype);
+    struct sl_engine *e = start(&cfg);
+    static struct result got[N];
+    int n = 0, n_same = 0;
+    choose(stride, 4096);
+    double worst = 0, tie = dtype == SL_DTYPE_F32 ? 1e-4 : 0.05;
+    run(e, N, greedy_params, got);
+    for (int i = 0; i < N; i++) {
+        const struct golden *g = &golden[i];
+        int at = 0;
+        if (!chosen[i])
+            continue;
+        n++;
+        for (; at < g->n_output && at < got[i].n && got[i].token[at] == g->output[at]; at++)
+            worst = fmax(worst, fabs((double)got[i].lp[at][0].logprob - g->logprob[at]));
+        n_same += at == g->n_output && got[i].n == at;
+        if (at < g->n_output && g->gap[at] >= tie)
+            fail_msg("%s: token %d differs, where the best two are %.4f apart", g->id, at,
+                     g->gap[at]);
+    }
+    print_message("%d of %d prompts identical to the end, worst logprob error %.1e\n", n_same, n,
+                  worst);
+    assert_true(n_same >= n - n_may);
+    if (dtype == SL_DTYPE_F32)
+        assert_true(worst < 1e-3);
+    sl_engine_destroy(&e);
+}
+
+static void golden_on_ref(void **state)
+{
+    (void)state;
+    compare_with_golden(SL_DEVICE_REF, SL_DTYPE_F32, 3, 0); /* slow; pebble_ref.c has them all */
+}
+
+static void golden_on_cpu_f32(void **state)
+{
+    (void)state;
+    compare_with_golden(SL_DEVICE_CPU, SL_DTYPE_F32, 1, 0);
+}
+
+static void golden_on_cpu_bf16(void **state)
+{
+    (void)state;
+    compare_with_golden(SL_DEVICE_CPU, SL_DTYPE_BF16, 1, 9);
+}
+
+/* ---- invariance ------------------------------------------------------------------------------ */
+
+static struct result base[N];
+
+static void assert_base(const struct result *got, const char *what)
+{
+    for (int i = 0; i < N; i++) {
+        if (!chosen[i])
+            continue;
+        if (got[i].n != base[i].n || got[i].finish != base[i].finish ||
+            memcmp(got[i].token, base[i].token, sizeof base[i].token) ||
+            memcmp(got[i].lp, base[i].lp, sizeof base[i].lp) ||
+            memcmp(got[i].text, base[i].text, sizeof base[i].text)) {
+            int at = 0;
+            while (at < base[i].n && at < got[i].n &&
+                   !memcmp(got[i].lp[at], base[i].lp[at], sizeof base[i].lp[at]))
+                at++;
+            fail_msg("%s: prompt %d (%s) differs from token %d of %d on", what, i, golden[i].id, at,
+                     base[i].n);
+        }
+    }
+}
+
+/* All chosen prompts at once, on an engine of their own. */
+static struct sl_engine *compare(const struct sl_config *cfg, const char *what)
+{
+    static struct result got[N];
+    struct sl_engine *e = start(cfg);
+    run(e, N, mixed_params, got);
+    assert_base(got, what);
+    return e;
+}
+
+static void compare_chunks(struct sl_config cfg)
+{
+    cfg.max_num_batched_tokens = 16;
+    struct sl_engine *e = compare(&cfg, "in steps of 16 tokens");
+    sl_engine_destroy(&e);
+    cfg.max_num_batched_tokens = 0;
+    cfg.long_prefill_token_threshold = 16;
+    cfg.max_num_partial_prefills = cfg.max_long_partial_prefills = 4;
+    e = compare(&cfg, "in chunks of 16 tokens");
+    sl_engine_destroy(&e);
+}
+
+static void compare_cached(struct sl_config cfg)
+{
+    static struct result got[N];
+    int n = 0, n_hits = 0;
+    cfg.enable_prefix_caching = true;
+    struct sl_engine *e = compare(&cfg, "filling the prefix cache");
+    run(e, N, mixed_params, got);
+    assert_base(got, "with the prefix cached");
+    for (int i = 0; i < N; i++) {
+        n += chosen[i];
+        n_hits += chosen[i] && got[i].n_cached > 0;
+    }
+    assert_true(n_hits > n / 2);
+    sl_engine_destroy(&e);
+}
+
+/* Room for a few sequences at a time, so that they drive each other out. */
+static void compare_preempted(struct sl_config cfg)
+{
+    bool all[N];
+    memcpy(all, chosen, sizeof all);
+    for (int i = 0; i < N; i++)
+        chosen[i] = chosen[i] && golden[i].n_prompt <= 150;
+    cfg.num_blocks_override = 16;
+    cfg.max_model_len = 250;
+    for (int caching = 0; caching < 2; caching++) {
+        cfg.enable_prefix_caching = caching;
+        struct sl_engine *e = compare(&cfg, "after preemptions");
+        assert_true(metrics_counter(engine_metrics(e), M_PREEMPTIONS) > 0);
+        sl_engine_destroy(&e);
+    }
+    memcpy(chosen, all, sizeof all);
+}
+
+static void invariance(enum sl_dtype dtype, int stride)
+{
+    struct sl_config cfg = config(SL_DEVICE_CPU, dtype);
+    static struct result got[N];
+    int64_t t0 = clock_mono_ns();
+    choose(stride, 4096);
+    cfg.enable_prefix_caching = false;
+    struct sl_engine *e = start(&cfg);
+    run(e, 1, mixed_params, base); /* each alone */
+    run(e, N, mixed_params, got);
+    assert_base(got, "beside the others");
+    sl_engine_destroy(&e);
+    compare_chunks(cfg);
+    compare_cached(cfg);
+    compare_preempted(cfg);
+
+    choose(stride * 4, 4096);
+    cfg.threads = 2;
+    e = compare(&cfg, "on two threads");
+    sl_engine_destroy(&e);
+    cfg.threads = 1;
+    for (cfg.policy = SL_POLICY_PREFILL_FIRST; cfg.policy <= SL_POLICY_REQUEST; cfg.policy++) {
+        cfg.max_num_seqs = 16;
+        e = compare(&cfg, "under another policy");
+        sl_engine_destroy(&e);
+    }
+    print_message("%.1f s\n", (double)(clock_mono_ns() - t0) * 1e-9);
+}
+
+static void invariance_bf16(void **state)
+{
+    (void)state;
+    invariance(SL_DTYPE_BF16, 1);
+}
+
+static void invariance_f32(void **state)
+{
+    (void)state;
+    invariance(SL_DTYPE_F32, 5);
+}
+
+/* n choices share the prompt's blocks: each is what it would be without the others. */
+static void choices_are_what_they_are_alone(void **state)
+{
+    (void)state;
+    struct sl_config cfg = config(SL_DEVICE_CPU, SL_DTYPE_BF16);
+    struct sl_engine *e = start(&cfg);
+    int32_t token[6][MAX_NEW];
+    int n_tokens[6] = {0};
+    for (int n = 6; n >= 1; n -= 5) {
+        struct sl_sampling_params p = mixed_params(1);
+        p.n = n;
+        struct sl_input in = {.tokens = golden[5].prompt, .n_tokens = golden[5].n_prompt};
+        struct sl_request *r = NULL;
+        const struct sl_output *o;
+        int at[6] = {0};
+        assert_int_equal(sl_submit(e, &in, &p, NULL, NULL, &r, NULL), SL_OK);
+        while (sl_request_wait(r, 60000) == SL_OK && (o = sl_request_next(r)))
+            for (int i = 0; i < o->n_tokens; i++, at[o->index]++) {
+                if (n == 6)
+                    token[o->index][n_tokens[o->index]++] = o->tokens[i];
+                else
+                    assert_int_equal(o->tokens[i], token[0][at[0]]);
+            }
+        if (n == 1)
+            assert_int_equal(at[0], n_tokens[0]);
+        sl_request_release(&r);
+    }
+    sl_engine_destroy(&e);
+}
+
+/* ---- memory ---------------------------------------------------------------------------------- */
+
+/* Eight sequences decode; their consumer keeps up. Once warm, nobody allocates. */
+static void a_warm_decode_step_allocates_nothing(void **state)
+{
+    (void)state;
+    struct sl_config cfg = config(SL_DEVICE_CPU, SL_DTYPE_BF16);
+    struct sl_engine *e = start(&cfg);
+    struct sl_request *r[8];
+    int n = 0, n_now = 0;
+    uint64_t before = 0;
+    for (int i = 0; i < 8; i++) {
+        struct sl_sampling_params p = mixed_params(i);
+        static const char *const stop[] = {"never said by it"};
+        struct sl_input in = {.tokens = golden[i].prompt, .n_tokens = golden[i].n_prompt};
+        p.ignore_eos = true;
+        p.stop = stop;
+        p.n_stop = 1;
+        p.max_tokens = 600;
+        assert_int_equal(sl_submit(e, &in, &p, NULL, NULL, &r[i], NULL), SL_OK);
+    }
+    while (n < 8 * 600) {
+        const struct sl_output *o;
+        n_now = n;
+        for (int i = 0; i < 8; i++)
+            while ((o = sl_request_next(r[i])))
+                n += o->n_tokens;
+        if (n_now < 8 * 520 && n >= 8 * 520) /* no table grows between positions 512 and 600 */
+            before = mem_count();
+        if (n_now < 8 * 580 && n >= 8 * 580)
+            assert_int_equal(mem_count() - before, 0);
+        assert_int_not_equal(sl_request_wait(r[0], 5000), SL_EAGAIN);
+        if (sl_request_done(r[0]) && n == n_now)
+            break;
+    }
+    assert_int_equal(n, 8 * 600);
+    for (int i = 0; i < 8; i++)
+        sl_request_release(&r[i]);
+    sl_engine_destroy(&e);
+}
+
+static int setup(void **state)
+{
+    int n;
+    (void)state;
+    log_set_level(LOG_ERROR);
+    golden = golden_load(&n);
+    return n != N;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    golden_free(&golden, N);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(golden_on_ref),
+        cmocka_unit_test(golden_on_cpu_f32),
+        cmocka_unit_test(golden_on_cpu_bf16),
+        cmocka_unit_test(invariance_bf16),
+        cmocka_unit_test(invariance_f32),
+        cmocka_unit_test(choices_are_what_they_are_alone),
+        cmocka_unit_test(a_warm_decode_step_allocates_nothing),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
