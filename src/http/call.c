@@ -9,7 +9,6 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/random.h>
 #include <time.h>
 
 enum {
@@ -164,17 +163,6 @@ static void prepare_job(struct job *job)
 
 /* ---- life */
 
-static void random_id(char *out)
-{
-    static const char hex[] = "0123456789abcdef";
-    unsigned char raw[16] = {0};
-    ssize_t got = getrandom(raw, sizeof raw, 0);
-    (void)got; /* 16 bytes never come in parts */
-    for (int i = 0; i < 32; i++)
-        out[i] = hex[raw[i / 2] >> (i & 1 ? 0 : 4) & 15];
-    out[32] = 0;
-}
-
 static void link_call(struct call *c)
 {
     if (c->linked)
@@ -223,7 +211,7 @@ bool call_start(struct loop *l, enum oai_api api, char *body, size_t bytes, size
     if (c->has_id)
         snprintf(c->id, sizeof c->id, "%s", id);
     else
-        random_id(c->id);
+        oai_random_id(c->id);
     strbuf_init(&c->reply, 0);
     if (conn) {
         conn->call = c;

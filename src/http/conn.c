@@ -343,33 +343,29 @@ static void replace_error_page(struct conn *c)
     struct evbuffer *out = bufferevent_get_output(c->bev);
     size_t n = evbuffer_get_length(out);
     char start[16] = "";
+    evbuffer_unfreeze(out, 1); /* libevent keeps a socket's buffer from everyone but itself */
     evbuffer_copyout(out, start, sizeof start - 1);
     int status = (int)strtol(strlen(start) > 9 ? start + 9 : "", NULL, 10);
-    if (strncmp(start, "HTTP/1.", 7) || (status && status < 400) || n > 4096)
-        return; /* 100 Continue */
-    const char *message = phrase_of(status);
-    if (status == 413) {
-        message = "The request body is longer than --max-body-bytes allows.";
-    } else if (!status || status == 501) {
-        status = 405; /* a method that evhttp has no name for */
-        message = phrase_of(status);
-    } else if (status == 400) {
-        message = "The request is not valid HTTP, or its headers are too long.";
-    }
-    struct strbuf page;
-    strbuf_init(&page, 8192);
-    raw_page(&page, status, message);
-    /* libevent freezes the front of a socket's buffer against everyone but itself */
-    bool frozen = evbuffer_drain(out, n) != 0;
-    if (frozen) {
-        evbuffer_unfreeze(out, 1);
+    if (!strncmp(start, "HTTP/1.", 7) && (!status || status >= 400) && n <= 4096) {
+        const char *message = phrase_of(status);
+        if (status == 413) {
+            message = "The request body is longer than --max-body-bytes allows.";
+        } else if (!status || status == 501) {
+            status = 405; /* a method that evhttp has no name for */
+            message = phrase_of(status);
+        } else if (status == 400) {
+            message = "The request is not valid HTTP, or its headers are too long.";
+        }
+        struct strbuf page;
+        strbuf_init(&page, 8192);
+        raw_page(&page, status, message);
         evbuffer_drain(out, n);
+        evbuffer_add(out, page.data, page.len);
+        strbuf_fini(&page);
+        log_info("%d to a request that was not understood", status);
     }
-    evbuffer_add(out, page.data, page.len);
-    if (frozen)
+    if (!c->loop->srv->tls)
         evbuffer_freeze(out, 1);
-    strbuf_fini(&page);
-    log_info("%d from a request that was not understood", status);
 }
 
 static void on_deferred(evutil_socket_t fd, short what, void *arg)

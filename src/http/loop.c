@@ -15,7 +15,7 @@
 
 enum {
     TICK_MS = 500,
-    SLICE = 64, /* calls a turn: then sockets are looked at again */
+    SLICE = 16, /* calls a turn: then sockets are looked at again */
     MAX_HEADER_BYTES = 65536,
     SCRATCH_BYTES = 256 << 20 /* never reached: answers are bounded before */
 };

@@ -109,6 +109,8 @@ struct oai_request {
     int thinking_token_budget, logprobs_count;
 };
 
+/* 32 hexadecimal digits and the NUL. */
+void oai_random_id(char out[33]);
 /* False: *e says what is wrong. The request must be freed with oai_fini either way. */
 bool oai_parse(struct oai_request *r, enum oai_api api, const struct oai_env *env, const char *body,
                size_t bytes, struct oai_error *e);

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 /* A body of commas would cost 50 times its size once parsed: count before parsing. */
 static size_t count_values(const char *s, size_t n)
@@ -497,6 +498,17 @@ bool oai_parse(struct oai_request *r, enum oai_api api, const struct oai_env *en
     if (api == OAI_TOKENIZE)
         r->add_special_tokens = !present(r->body, "messages");
     return check_raw(r, r->body, e) && oai_fields_apply(r, r->body, e) && settle(r, env, e);
+}
+
+void oai_random_id(char out[33])
+{
+    static const char hex[] = "0123456789abcdef";
+    unsigned char raw[16] = {0};
+    ssize_t got = getrandom(raw, sizeof raw, 0);
+    (void)got; /* so few bytes never come in parts */
+    for (int i = 0; i < 32; i++)
+        out[i] = hex[raw[i / 2] >> (i & 1 ? 0 : 4) & 15];
+    out[32] = 0;
 }
 
 void oai_drop_body(struct oai_request *r)

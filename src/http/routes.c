@@ -279,6 +279,8 @@ static void take_request_id(struct conn *c)
     for (; given && given[n] && n < sizeof c->request_id - 1; n++)
         c->request_id[n] = given[n] > ' ' && given[n] < 0x7f ? given[n] : '_';
     c->request_id[n] = 0;
+    if (!n && server_of(c)->cfg.enable_request_id_headers)
+        oai_random_id(c->request_id);
 }
 
 void routes_dispatch(struct conn *c)

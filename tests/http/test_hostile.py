@@ -194,6 +194,11 @@ class Wire(unittest.TestCase):
         self.assertIn(b'{"error":{"message":', data)
         data = self.send(b"BREW /pot HTTP/1.1\r\nHost: x\r\n\r\n")
         self.assertIn(b" 405 ", data[:20])
+        with connect(self.server) as s:  # not only as a connection's first request
+            s.sendall(head("GET", "/version"))
+            self.assertEqual(Answer(s).status, 200)
+            s.sendall(b"QUERY /version HTTP/1.1\r\nHost: x\r\n\r\n")
+            self.assertEqual(Answer(s).json()["error"]["code"], 405)
 
     def test_header_floods(self):
         data = self.send(b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 100_000 + b"\r\n")
