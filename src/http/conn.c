@@ -562,9 +562,15 @@ static void free_body(const void *data, size_t n, void *arg)
 static void send_reply(struct conn *c, int status, const char *content_type, struct evbuffer *b)
 {
     begin_answer(c, status, content_type);
-    c->response_bytes = b ? evbuffer_get_length(b) : 0;
-    if (!c->response_bytes)
-        conn_add_header(c, "Content-Length", "0");
+    size_t n = b ? evbuffer_get_length(b) : 0;
+    bool head = evhttp_request_get_command(c->req) == EVHTTP_REQ_HEAD;
+    if (head || !n) { /* evhttp would send a body to HEAD too */
+        char length[24];
+        snprintf(length, sizeof length, "%zu", n);
+        conn_add_header(c, "Content-Length", length);
+        b = NULL;
+    }
+    c->response_bytes = head ? 0 : n;
     evhttp_send_reply(c->req, status, phrase_of(status), b);
 }
 

@@ -16,7 +16,7 @@ except ImportError:
 
 from wire import SIM, Server, ask, wait_idle
 
-EXAMPLES = os.environ.get("SLUICE_SCHEMA_EXAMPLES", "25")
+EXAMPLES = os.environ.get("SLUICE_SCHEMA_EXAMPLES", "12")
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance," \
          "response_schema_conformance"
 # A fixed seed, so that a failure in CI fails again here; --max-model-len keeps answers short.
