@@ -11,9 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#pragma weak command_bench_policies
-#pragma weak command_bench_ceilings
-
 enum model_need { MODEL_NONE, MODEL_OPTIONAL, MODEL_NEEDED };
 
 struct command {
@@ -227,7 +224,5 @@ int main(int argc, char **argv)
     flags_report_no_effect(&o.flags, say_no_effect);
     if (o.cpu_isa && strcmp(o.cpu_isa, "auto") != 0 && !cpu_isa_limit(o.cpu_isa))
         return fail_with(EXIT_USAGE, "--cpu-isa %s is not a level", o.cpu_isa);
-    if (!c->run)
-        return fail_with(EXIT_FAILED, "this build has no `sluice %s`", name);
     return c->run(&o);
 }

@@ -96,16 +96,6 @@ static void *take_signals(void *arg)
     return NULL;
 }
 
-static void log_listening(const struct sl_server_config *c, const struct sl_server *server)
-{
-    LOG("Supported tasks: ['generate']");
-    if (c->uds)
-        LOG("Starting Sluice server on unix:%s", c->uds);
-    else
-        LOG("Starting Sluice server on %s://%s:%d", c->ssl_certfile ? "https" : "http", c->host,
-            sl_server_port(server));
-}
-
 /* Until the server has ended: because it drained, or because the engine died. */
 static int serve(struct serving *s, struct sl_engine *engine)
 {
@@ -114,7 +104,6 @@ static int serve(struct serving *s, struct sl_engine *engine)
     if (sl_server_start(&server, engine, &s->o->server, &err) != SL_OK)
         return fail_with(EXIT_FAILED, "%s", err.msg);
     atomic_store(&s->server, server);
-    log_listening(&s->o->server, server);
     print_hints(&s->o->server, server, engine);
     return sl_server_wait(server) == SL_OK ? EXIT_DONE : EXIT_FAILED;
 }
@@ -123,7 +112,7 @@ static void log_start(const struct options *o)
 {
     char args[2048];
     flags_describe(&o->flags, args, sizeof args);
-    LOG("Sluice server version %s, serving model %s", sl_version(), o->engine.model);
+    LOG("vLLM server version %s, serving model %s", sl_version(), o->engine.model);
     LOG("non-default args: %s", args);
 }
 

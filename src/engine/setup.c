@@ -168,7 +168,8 @@ static enum sl_status set_sizes(struct sl_engine *e, const struct model_info *mi
     e->info.max_num_batched_tokens = cfg->max_num_batched_tokens;
 
     char tokens[32], len[32];
-    log_info("Using max model len %d", kv.max_model_len);
+    if (cfg->max_model_len < 0)
+        log_info("Using max model len %d", kv.max_model_len);
     log_info("Available KV cache memory: %.2f GiB",
              (double)kv.n_blocks * (double)sizes_block_bytes(layout) / GIB);
     log_info("GPU KV cache size: %s tokens, Maximum concurrency for %s tokens per request: %.2fx",
@@ -296,6 +297,9 @@ enum sl_status setup_open(struct sl_engine *e, struct sl_err *err)
     if (!e->info.architecture)
         return SL_FAIL(err, SL_ENOMEM, "engine: no memory");
     log_info("Resolved architecture: %s", mi.architecture);
+    if (cfg->max_model_len >= 0) /* -1, "as much as fits", is known when the memory is */
+        log_info("Using max model len %d",
+                 cfg->max_model_len ? cfg->max_model_len : mi.max_position);
     e->info.vocab_size = mi.vocab_size;
     e->limits.n_eos = mi.n_eos;
     memcpy(e->limits.eos, mi.eos, sizeof e->limits.eos);

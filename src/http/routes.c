@@ -212,6 +212,22 @@ const struct route routes[] = {
 };
 const int n_routes = sizeof routes / sizeof routes[0];
 
+void routes_log(void)
+{
+    log_info("Available routes are:");
+    for (int i = 0; i < n_routes; i++) {
+        char methods[64];
+        size_t n = 0;
+        for (const char *p = routes[i].methods; *p && n + 3 < sizeof methods; p++) {
+            if (*p == ' ')
+                methods[n++] = ',';
+            methods[n++] = *p;
+        }
+        methods[n] = '\0';
+        log_info("Route: %s, Methods: %s", routes[i].path, methods);
+    }
+}
+
 int route_index(const struct route *r)
 {
     return r ? (int)(r - routes) : n_routes;

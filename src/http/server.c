@@ -251,7 +251,17 @@ static enum sl_status start(struct sl_server **out, struct sl_engine *e,
 enum sl_status sl_server_start(struct sl_server **out, struct sl_engine *e,
                                const struct sl_server_config *cfg, struct sl_err *err)
 {
-    return start(out, e, cfg, false, err);
+    enum sl_status st = start(out, e, cfg, false, err);
+    if (st)
+        return st;
+    log_info("Supported tasks: ['generate']");
+    if (cfg->uds)
+        log_info("Starting vLLM server on unix:%s", cfg->uds);
+    else
+        log_info("Starting vLLM server on %s://%s:%d", cfg->ssl_certfile ? "https" : "http",
+                 cfg->host, (*out)->port);
+    routes_log();
+    return SL_OK;
 }
 
 enum sl_status sl_server_start_offline(struct sl_server **out, struct sl_engine *e,
