@@ -90,6 +90,11 @@ void scratch_destroy(struct scratch *sc)
     mem_free(sc);
 }
 
+bool text_is_utf8(const char *s, size_t n)
+{
+    return utf8_valid_prefix(s, n) == n;
+}
+
 /* ---- life -------------------------------------------------------------------------------------
  */
 
@@ -226,6 +231,8 @@ static enum sl_status check_post(const struct tokenizer *t, const struct post_pi
 
 enum sl_status tokenizer_finish(struct tokenizer *t, struct sl_err *err)
 {
+    if (!t->n_dec_token)
+        t->n_dec_token = t->n_dec;
     enum sl_status st = t->kind == MODEL_BPE ? bpe_finish(t, err) : SL_OK;
     if (!st)
         st = added_finish(t, err);

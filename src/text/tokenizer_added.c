@@ -18,7 +18,7 @@ static struct added_token *added_find(struct added *a, const char *s, size_t n)
 }
 
 /* As the library numbers them: a token it knows keeps its id, whatever the file says; a new one
- * gets the next free number. */
+ * gets the next free number, unless its file's number counts. */
 static int64_t id_for(struct tokenizer *t, const struct added_token *tok)
 {
     struct added_token *known = added_find(&t->added, tok->content, tok->len);
@@ -27,6 +27,8 @@ static int64_t id_for(struct tokenizer *t, const struct added_token *tok)
     int32_t id = strmap_get(&t->model_vocab, tok->content, tok->len);
     if (id >= 0)
         return id;
+    if (t->exact_ids && tok->id >= 0)
+        return tok->id;
     int64_t next = t->model_vocab.n;
     for (int i = 0; i < t->added.n; i++) {
         if (t->added.tokens[i].id >= next)

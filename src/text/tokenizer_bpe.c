@@ -14,7 +14,9 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-enum { SHORT_WORD = 32, NO_RANK = -1 };
+#define META "\xE2\x96\x81" /* U+2581, SentencePiece's space */
+
+enum { SHORT_WORD = 32, NO_RANK = -1, META_LEN = 3 };
 
 int32_t byte_to_char(unsigned char b)
 {
@@ -388,7 +390,7 @@ static enum sl_status emit_symbols(struct encoder *e)
     return st;
 }
 
-enum sl_status bpe_word(struct encoder *e, const char *s, size_t n)
+static enum sl_status encode_word(struct encoder *e, const char *s, size_t n)
 {
     const struct tokenizer *t = e->t;
     const struct bpe *b = &t->bpe;
@@ -417,6 +419,24 @@ enum sl_status bpe_word(struct encoder *e, const char *s, size_t n)
     if (!st)
         cache_put(w, tag, s, n, e->out->ids + from, e->out->n - from);
     return st;
+}
+
+enum sl_status bpe_word(struct encoder *e, const char *s, size_t n)
+{
+    enum sl_status st = SL_OK;
+    size_t start = 0;
+    for (size_t at = 1; e->t->bpe.cuts_at_meta && at + META_LEN <= n && !st;) {
+        const char *hit = memmem(s + at, n - at, META, META_LEN);
+        if (!hit)
+            break;
+        at = (size_t)(hit - s);
+        if (at - start >= META_LEN && memcmp(hit - META_LEN, META, META_LEN)) {
+            st = encode_word(e, s + start, at - start);
+            start = at;
+        }
+        at += META_LEN;
+    }
+    return st ? st : encode_word(e, s + start, n - start);
 }
 
 /* ---- building ---------------------------------------------------------------------------------
@@ -450,6 +470,29 @@ static enum sl_status build_raw(struct tokenizer *t, struct sl_err *err)
     return ok ? SL_OK : SL_FAIL(err, SL_ENOMEM, "tokenizer: no memory for the vocabulary");
 }
 
+/* Where no merge puts a token that begins with U+2581 behind one that does not end in it, a text
+ * can be cut in front of each such place and the words encoded on their own: nothing would ever
+ * have joined them. Vocabularies from SentencePiece are like that, and come without a
+ * pre-tokenizer. */
+static bool can_cut_at_meta(const struct tokenizer *t)
+{
+    const struct strmap *v = &t->model_vocab;
+    const struct bpe *b = &t->bpe;
+    if (b->bytes || b->ignore_merges || b->prefix || b->suffix || !b->merges ||
+        strmap_get(v, META, META_LEN) < 0)
+        return false;
+    for (uint32_t i = 0; i < v->n; i++) { /* no token may hold it in the middle */
+        const char *s = v->pool + v->entries[i].off;
+        size_t n = v->entries[i].len;
+        for (size_t at = 1; at + META_LEN <= n; at++) {
+            if (!memcmp(s + at, META, META_LEN) &&
+                (at < META_LEN || memcmp(s + at - META_LEN, META, META_LEN)))
+                return false;
+        }
+    }
+    return true;
+}
+
 enum sl_status bpe_finish(struct tokenizer *t, struct sl_err *err)
 {
     struct bpe *b = &t->bpe;
@@ -468,6 +511,7 @@ enum sl_status bpe_finish(struct tokenizer *t, struct sl_err *err)
         char name[] = {'<', '0', 'x', hex[i >> 4], hex[i & 15], '>'};
         b->byte_id[i] = strmap_get(&t->model_vocab, name, sizeof name);
     }
+    b->cuts_at_meta = can_cut_at_meta(t);
     return SL_OK;
 }
 

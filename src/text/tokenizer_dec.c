@@ -177,7 +177,7 @@ enum sl_status dec_token_bytes(const struct tokenizer *t, struct scratch *sc, in
     strbuf_add(out, t->token[id], t->token_len[id]);
     *is_byte = false;
     bool fused = false;
-    for (int i = 0; i < t->n_dec; i++) {
+    for (int i = 0; i < t->n_dec_token; i++) {
         const struct dec_step *d = &t->dec[i];
         int byte = d->kind == DEC_BYTE_FALLBACK ? dec_byte_token(out->data, out->len) : -1;
         if (byte >= 0) {

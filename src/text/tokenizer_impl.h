@@ -197,6 +197,7 @@ struct bpe {
     struct strmap raw;     /* bytes -> id, for ignore_merges when bytes is set */
     int32_t byte_id[256];  /* bytes: the token of each byte; else of <0xNN>; -1: none */
     int32_t ascii_id[128]; /* !bytes: the token of each ASCII character; -1: none */
+    bool cuts_at_meta;     /* a word may be cut in front of U+2581: see tokenizer_bpe.c */
     bool bytes;            /* words come as bytes: the last pre-tokenizer step is ByteLevel */
     bool ignore_merges, byte_fallback, all_bytes, fuse_unk;
     int32_t unk_id;
@@ -290,8 +291,11 @@ struct tokenizer {
     int n_pre;
     struct post post;
     struct dec_step dec[TOK_MAX_STEPS];
-    int n_dec;
+    int n_dec, n_dec_token; /* the steps behind n_dec_token look at whole texts only */
     struct added added;
+    bool exact_ids; /* added tokens get the ids that their file says */
+    bool llama3;    /* a tiktoken file that says less than there is to know */
+    bool has_config_tokens;
 
     int n_ids;
     const char **token;  /* [n_ids]: surface, NULL where no token has the id */
@@ -385,7 +389,8 @@ SL_MUST_CHECK enum sl_status wordlevel_word(struct encoder *e, const char *s, si
 
 SL_MUST_CHECK enum sl_status added_put(struct tokenizer *t, const struct added_token *tok,
                                        struct sl_err *err);
-SL_MUST_CHECK enum sl_status added_parse(struct tokenizer *t, const json_t *json,
+/* id: what the file says; -1: nothing. */
+SL_MUST_CHECK enum sl_status added_parse(struct tokenizer *t, const json_t *json, long long id,
                                          struct sl_err *err);
 SL_MUST_CHECK enum sl_status added_finish(struct tokenizer *t, struct sl_err *err);
 void added_fini(struct added *a);
@@ -398,6 +403,9 @@ void post_fini(struct post *p);
 void post_piece_fini(struct post_piece *p, int n);
 SL_MUST_CHECK enum sl_status post_parse(struct tokenizer *t, const json_t *json,
                                         struct sl_err *err);
+/* BERT's and RoBERTa's, from the tokens' texts. */
+SL_MUST_CHECK enum sl_status post_set_cls_sep(struct tokenizer *t, const char *cls, const char *sep,
+                                              bool roberta, struct sl_err *err);
 
 /* Puts the JSON's parts into *t. */
 SL_MUST_CHECK enum sl_status tokenizer_parse_json(struct tokenizer *t, const json_t *root,
@@ -422,9 +430,42 @@ struct dec_step *dec_push(struct tokenizer *t, enum dec_kind kind, struct sl_err
 SL_MUST_CHECK enum sl_status pre_push_byte_level(struct tokenizer *t, bool prefix_space,
                                                  bool use_regex, struct sl_err *err);
 
-/* The other file formats (tokenizer_files.c). */
-SL_MUST_CHECK enum sl_status tokenizer_from_dir(struct tokenizer *t, const char *dir,
+SL_MUST_CHECK enum sl_status pre_push_bert(struct tokenizer *t, struct sl_err *err);
+SL_MUST_CHECK enum sl_status vocab_parse(struct tokenizer *t, json_t *vocab, struct sl_err *err);
+int norm_form_nfc(void);
+bool text_is_utf8(const char *s, size_t n);
+
+/* ---- files ------------------------------------------------------------------------------------
+ */
+
+/* A folder or one file (tokenizer_files.c). */
+SL_MUST_CHECK enum sl_status tokenizer_from_dir(struct tokenizer *t, const char *path,
                                                 struct sl_err *err);
+
+/* tokenizer_tiktoken.c. name: the file's, which tells the split pattern. */
+extern const char tokenizer_qwen_pattern[];
+bool is_tiktoken(const char *data, size_t bytes);
+SL_MUST_CHECK enum sl_status tokenizer_from_tiktoken(struct tokenizer *t, const char *data,
+                                                     size_t bytes, const char *name,
+                                                     struct sl_err *err);
+SL_MUST_CHECK enum sl_status tiktoken_finish_llama3(struct tokenizer *t, struct sl_err *err);
+SL_MUST_CHECK enum sl_status tokenizer_from_tekken(struct tokenizer *t, const json_t *root,
+                                                   struct sl_err *err);
+
+/* tokenizer_spm.c. config: tokenizer_config.json, may be NULL. */
+bool is_sentencepiece(const char *data, size_t bytes);
+SL_MUST_CHECK enum sl_status tokenizer_from_sentencepiece(struct tokenizer *t, const char *data,
+                                                          size_t bytes, const json_t *config,
+                                                          struct sl_err *err);
+
+/* tokenizer_config.c. config: tokenizer_config.json, updated; map: special_tokens_map.json; listed:
+ * added_tokens.json; either may be NULL. */
+SL_MUST_CHECK enum sl_status config_apply(struct tokenizer *t, json_t *config, json_t *map,
+                                          json_t *listed, struct sl_err *err);
+/* The template that puts these around a text; NULL: not. */
+SL_MUST_CHECK enum sl_status config_set_bos_eos(struct tokenizer *t, const char *bos,
+                                                const char *eos, struct sl_err *err);
+const char *config_token(const json_t *config, const char *key); /* "bos_token"; NULL: none */
 
 struct tokenizer *tokenizer_new(void);
 /* After everything was parsed: tries, id tables, vocab. */

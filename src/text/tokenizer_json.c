@@ -22,7 +22,7 @@ static enum sl_status no_memory(struct sl_err *err)
  */
 
 /* {"token": id, ...} */
-static enum sl_status parse_vocab(struct tokenizer *t, json_t *vocab, struct sl_err *err)
+enum sl_status vocab_parse(struct tokenizer *t, json_t *vocab, struct sl_err *err)
 {
     const char *key;
     size_t len;
@@ -202,7 +202,7 @@ static enum sl_status parse_bpe(struct tokenizer *t, const json_t *model, struct
     if (!st)
         st = optional(&b->suffix, model, "end_of_word_suffix", err);
     if (!st)
-        st = parse_vocab(t, json_object_get(model, "vocab"), err);
+        st = vocab_parse(t, json_object_get(model, "vocab"), err);
     if (!st)
         st = parse_unk(t, model, &b->unk_id, err);
     return st ? st : parse_merges(t, json_object_get(model, "merges"), err);
@@ -288,7 +288,7 @@ static enum sl_status parse_wordpiece(struct tokenizer *t, const json_t *model, 
     const json_t *max = json_object_get(model, "max_input_chars_per_word");
     json_int_t chars = json_is_integer(max) ? json_integer_value(max) : 100;
     t->wp_max_chars = chars < 0 ? 0 : (size_t)chars;
-    enum sl_status st = parse_vocab(t, json_object_get(model, "vocab"), err);
+    enum sl_status st = vocab_parse(t, json_object_get(model, "vocab"), err);
     if (!st)
         st = parse_unk(t, model, &t->unk_id, err);
     return st ? st : wordpiece_build(t, prefix ? prefix : "##", err);
@@ -296,7 +296,7 @@ static enum sl_status parse_wordpiece(struct tokenizer *t, const json_t *model, 
 
 static enum sl_status parse_wordlevel(struct tokenizer *t, const json_t *model, struct sl_err *err)
 {
-    enum sl_status st = parse_vocab(t, json_object_get(model, "vocab"), err);
+    enum sl_status st = vocab_parse(t, json_object_get(model, "vocab"), err);
     return st ? st : parse_unk(t, model, &t->unk_id, err);
 }
 
@@ -343,13 +343,15 @@ static enum sl_status parse_model(struct tokenizer *t, const json_t *model, stru
 /* ---- added tokens -----------------------------------------------------------------------------
  */
 
-enum sl_status added_parse(struct tokenizer *t, const json_t *json, struct sl_err *err)
+enum sl_status added_parse(struct tokenizer *t, const json_t *json, long long id,
+                           struct sl_err *err)
 {
     const json_t *content = json_object_get(json, "content");
     if (!json_is_string(content))
         return SL_FAIL(err, SL_EFORMAT, "tokenizer: an added token has no \"content\"");
     bool special = flag(json, "special", false);
     struct added_token tok = {
+        .id = id >= 0 && id < TOK_MAX_ID ? (int32_t)id : -1,
         .content = (char *)json_string_value(content),
         .len = (uint32_t)json_string_length(content),
         .special = special,
@@ -380,7 +382,7 @@ enum sl_status tokenizer_parse_json(struct tokenizer *t, const json_t *root, str
     json_array_foreach((json_t *)added, i, item)
     {
         if (!st)
-            st = added_parse(t, item, err);
+            st = added_parse(t, item, -1, err);
     }
     return st;
 }

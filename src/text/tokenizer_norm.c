@@ -26,6 +26,11 @@ struct normalizer *norm_push(struct tokenizer *t, enum norm_kind kind, struct sl
     return n;
 }
 
+int norm_form_nfc(void)
+{
+    return UNICODE_NFC;
+}
+
 /* ---- running ----------------------------------------------------------------------------------
  */
 

@@ -101,13 +101,10 @@ static enum sl_status named_id(const json_t *json, const char *key, int32_t *id,
 }
 
 /* BERT: cls A sep B sep. RoBERTa: cls A sep sep B sep. */
-static enum sl_status parse_cls_sep(struct post *p, const json_t *json, bool roberta,
-                                    struct sl_err *err)
+static enum sl_status set_cls_sep(struct post *p, int32_t cls, int32_t sep, bool roberta,
+                                  struct sl_err *err)
 {
-    int32_t cls, sep;
-    enum sl_status st = named_id(json, "cls", &cls, err);
-    if (!st)
-        st = named_id(json, "sep", &sep, err);
+    enum sl_status st = SL_OK;
     for (int pair = 0; pair < 2 && !st; pair++) {
         struct post_piece **list = pair ? &p->pair : &p->single;
         int *n = pair ? &p->n_pair : &p->n_single;
@@ -122,6 +119,25 @@ static enum sl_status parse_cls_sep(struct post *p, const json_t *json, bool rob
         }
     }
     return st;
+}
+
+static enum sl_status parse_cls_sep(struct post *p, const json_t *json, bool roberta,
+                                    struct sl_err *err)
+{
+    int32_t cls, sep;
+    enum sl_status st = named_id(json, "cls", &cls, err);
+    if (!st)
+        st = named_id(json, "sep", &sep, err);
+    return st ? st : set_cls_sep(p, cls, sep, roberta, err);
+}
+
+enum sl_status post_set_cls_sep(struct tokenizer *t, const char *cls, const char *sep, bool roberta,
+                                struct sl_err *err)
+{
+    int32_t c = tokenizer_token_id(t, cls), s = tokenizer_token_id(t, sep);
+    if (c < 0 || s < 0)
+        return SL_FAIL(err, SL_EFORMAT, "tokenizer: %s or %s is not in the vocabulary", cls, sep);
+    return set_cls_sep(&t->post, c, s, roberta, err);
 }
 
 static enum sl_status parse(struct post *p, const json_t *json, int depth, struct sl_err *err)

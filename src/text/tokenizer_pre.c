@@ -373,11 +373,16 @@ static enum sl_status parse_metaspace(struct tokenizer *t, const json_t *json, s
     return pattern_literal(&p->pattern, rep, strlen(rep), err);
 }
 
+enum sl_status pre_push_bert(struct tokenizer *t, struct sl_err *err)
+{
+    enum sl_status st = push_class(t, unicode_is_space, SPLIT_REMOVED, err);
+    return st ? st : push_class(t, unicode_is_punctuation, SPLIT_ISOLATED, err);
+}
+
 static enum sl_status parse_bert(struct tokenizer *t, const json_t *json, struct sl_err *err)
 {
     (void)json;
-    enum sl_status st = push_class(t, unicode_is_space, SPLIT_REMOVED, err);
-    return st ? st : push_class(t, unicode_is_punctuation, SPLIT_ISOLATED, err);
+    return pre_push_bert(t, err);
 }
 
 static enum sl_status parse_words(struct tokenizer *t, const json_t *json, struct sl_err *err)
