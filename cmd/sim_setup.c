@@ -53,7 +53,8 @@ bool sim_setup_make(struct sim_setup *s, const struct options *o, struct sl_err 
 {
     const struct sl_config *e = &o->engine;
     int max_position = DEFAULT_MAX_LEN;
-    *s = (struct sim_setup){.device = e->sim_device ? e->sim_device : "h200"};
+    *s = (struct sim_setup){.device = e->sim_device ? e->sim_device : "h200",
+                            .fixed_step_ns = e->sim_step_ms * 1e6};
     bool gpu = strcmp(s->device, "cpu") != 0;
     if (e->model && !model_shape(s, o, &max_position, err))
         return false;
@@ -71,7 +72,7 @@ bool sim_setup_make(struct sim_setup *s, const struct options *o, struct sl_err 
     c->max_long_partial_prefills = e->max_long_partial_prefills;
     c->long_prefill_token_threshold = e->long_prefill_token_threshold;
     c->enable_prefix_caching = e->enable_prefix_caching;
-    c->depth = gpu ? 2 : 1;
+    c->depth = flags_is_set(&o->flags, "sim-depth") ? e->sim_depth : gpu ? 2 : 1;
     c->layout.block_size = e->block_size > 0 ? e->block_size : 16;
     double bytes_per_block = 0;
     for (int g = 0; g < c->layout.n_groups; g++)
@@ -95,6 +96,7 @@ bool sim_setup_backend(struct backend **out, const struct sim_setup *s, struct s
                              .vocab_size = s->vocab_size,
                              .depth = s->sched.depth,
                              .max_seqs = s->sched.max_num_seqs,
+                             .fixed_step_ns = s->fixed_step_ns,
                              .layout = s->sched.layout,
                              .eos = -1};
     return sim_create(out, &cfg, err) == SL_OK;

@@ -11,6 +11,7 @@ struct sim_setup {
     const char *device, *model; /* names for the report */
     struct sched_config sched;
     double weight_bytes, flops_per_token, attn_flops_per_pair;
+    double fixed_step_ns; /* 0: the roofline */
     int vocab_size;
 };
 
