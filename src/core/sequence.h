@@ -45,38 +45,45 @@ struct kv_chain {
 };
 
 struct sequence {
+    /* What every step of a sequence that decodes touches: the first two cache lines. With hundreds
+     * of sequences they are what a step costs. */
     struct request *req;
-    int index; /* choice */
+    int32_t *tokens;              /* [cap_tokens]: prompt, then output */
+    struct sequence *prev, *next; /* the queue it is on */
+    int index;                    /* choice */
     enum seq_state state;
-    int32_t *tokens; /* [cap_tokens]: prompt, then output */
-    int n_prompt, n_tokens, cap_tokens;
-    int n_computed;  /* positions [0, n_computed) are in the cache, or will be after the steps in
-                        flight */
-    int n_inflight;  /* sampled by steps in flight and not read yet */
-    int n_cached;    /* prompt tokens that the prefix cache gave at the first admission */
-    int n_hashed;    /* full blocks already entered into the prefix cache */
-    int n_plogprobs; /* prompt positions whose logprobs are reported or in flight */
-    int n_preempted;
-    int row;          /* slot in the device's per-sequence tables while running, else -1 */
-    int n_steps_held; /* steps in flight that name this sequence; it is given up at 0 */
+    int n_prompt, n_tokens;
+    int n_computed; /* positions [0, n_computed) are in the cache, or will be after the steps in
+                       flight */
+    int n_inflight; /* sampled by steps in flight and not read yet */
+    int n_hashed;   /* full blocks already entered into the prefix cache */
+    int row;        /* slot in the device's per-sequence tables while running, else -1 */
+
+    uint64_t plan_step; /* scheduler: the last plan that gave it something to do */
+    int n_planned;      /* scheduler: tokens that this plan computes */
+    int n_pad_planned;  /* scheduler: rows of padding after them (static batching) */
+    int n_steps_held;   /* steps in flight that name this sequence; it is given up at 0 */
+    int cap_tokens;
+    int limit;       /* scheduler: tokens at which it ends, whatever they are */
+    int32_t eos;     /* scheduler: the token that ends it, -1: none */
+    bool plain_stop; /* scheduler: nothing but eos and limit ends it */
+    bool abort;      /* cancel at the next plan (set by the engine thread) */
+    /* On the backend's clock, 0: not yet. last_token_ns changes after the token was reported, so
+     * that the report can tell the time since the one before. */
+    int64_t first_token_ns, last_token_ns;
     struct block_table table[KV_GROUPS_MAX];
+
+    struct kv_chain chain; /* scheduler: after n_hashed blocks */
+    int n_cached;          /* prompt tokens that the prefix cache gave at the first admission */
+    int n_plogprobs;       /* prompt positions whose logprobs are reported or in flight */
+    int n_preempted;
+    int n_pad;      /* scheduler: rows of padding so far */
+    int admit_need; /* scheduler: blocks that were missing when it was last refused, 0: not tried */
     enum sl_finish finish;
     enum sl_stop_kind stop_kind;
     int32_t stop_token;
-    bool abort; /* cancel at the next plan (set by the engine thread) */
-    /* On the backend's clock, 0: not yet. last_token_ns changes after the token was reported, so
-     * that the report can tell the time since the one before. */
-    int64_t first_scheduled_ns, first_token_ns, last_token_ns;
-    struct sequence *prev, *next;   /* the queue it is on */
+    int64_t first_scheduled_ns;
     void *sched_data, *sample_data; /* private to that stage; freed by it */
-
-    /* Scheduler: the plan being made. */
-    struct kv_chain chain; /* after n_hashed blocks */
-    uint64_t plan_step;    /* the last plan that gave it something to do */
-    int n_planned;         /* tokens that this plan computes */
-    int n_pad_planned;     /* rows of padding after them (static batching) */
-    int n_pad;             /* rows of padding so far */
-    int admit_need;        /* blocks that were missing when it was last refused, 0: not tried */
 };
 
 /* Parameters after checking, in the request's arena, every pointer owned by it; bad words are

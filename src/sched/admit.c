@@ -55,7 +55,7 @@ void preempt(struct sched *s, struct sequence *q)
 void grow_running(struct sched *s, struct batch *b)
 {
     for (struct sequence *q = s->running.head; q; q = q->next) {
-        if (!seq_ready(s, q) || seq_todo(s, q) > 1)
+        if (!seq_ready(s, q) || seq_todo(q) > 1)
             continue;
         while (!blocks_cover(s, q, q->n_computed + 1, b)) {
             struct sequence *last = s->running.tail;

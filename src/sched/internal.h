@@ -65,30 +65,31 @@ static inline int ceil_div(int a, int b)
     return (a + b - 1) / b;
 }
 
+/* Between two steps other work has had the caches. Sequences lie apart and are reached through each
+ * other, so without this each would be waited for in turn. */
+static inline void prefetch_sequence(const struct sequence *q)
+{
+    __builtin_prefetch(q);
+    __builtin_prefetch((const char *)q + 64);
+    __builtin_prefetch((const char *)q + 128);
+}
+
 /* Tokens that are known, or will be after the steps in flight. */
 static inline int seq_length(const struct sequence *q)
 {
     return q->n_tokens + q->n_inflight;
 }
 
-/* Length at which it ends whatever it samples. max_tokens 0 still samples once: the prompt's last
- * row has to be computed, and its token is thrown away. */
-static inline int seq_limit(const struct sched *s, const struct sequence *q)
-{
-    int n = q->req->params.max_tokens > 0 ? q->req->params.max_tokens : 1;
-    return n < s->max_len - q->n_prompt ? q->n_prompt + n : s->max_len;
-}
-
 /* Tokens to compute before the next can be sampled; 0 once the last is in flight. */
-static inline int seq_todo(const struct sched *s, const struct sequence *q)
+static inline int seq_todo(const struct sequence *q)
 {
-    return seq_length(q) < seq_limit(s, q) ? seq_length(q) - q->n_computed : 0;
+    return seq_length(q) < q->limit ? seq_length(q) - q->n_computed : 0;
 }
 
 /* It has something to compute that this plan has not given it yet. */
 static inline bool seq_ready(const struct sched *s, const struct sequence *q)
 {
-    return q->plan_step != s->step && seq_todo(s, q) > 0;
+    return q->plan_step != s->step && seq_todo(q) > 0;
 }
 
 /* blocks.c */

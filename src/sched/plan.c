@@ -109,7 +109,7 @@ static void put_sequence(struct sched *s, struct batch *b, struct sequence *q)
     put_tokens(b, q, pos, n, n_pad);
     for (int g = 0; g < s->cfg.layout.n_groups; g++)
         put_blocks(b, q, g, pos, n + n_pad, s->cfg.layout.block_size);
-    if (q->index == 0 && q->req->params.p.prompt_logprobs != SL_NONE)
+    if (pos < q->n_prompt - 1 && q->index == 0 && q->req->params.p.prompt_logprobs != SL_NONE)
         put_plogprobs(b, q, pos, n);
     int last = b->n_tokens + n - 1;
     b->seq[b->n_seqs] = q;
@@ -130,7 +130,7 @@ static void put_sequence(struct sched *s, struct batch *b, struct sequence *q)
     int logit = b->n_logits++;
     b->logit_row[logit] = last;
     put_sample(b, q, logit);
-    if (!s->by_batch && !q->req->forked)
+    if (pos < q->n_prompt && !s->by_batch && !q->req->forked)
         fork_choices(s, b, q, logit);
 }
 
@@ -153,12 +153,22 @@ static void count_slots(struct sched *s)
     s->stats.kv_slots_used += (uint64_t)(unused < reserved ? reserved - unused : 0);
 }
 
+/* What a decode of q will read behind its pointers. */
+static void prefetch_tables(const struct sched *s, const struct sequence *q)
+{
+    __builtin_prefetch(q->tokens + q->n_computed);
+    for (int g = 0; g < s->cfg.layout.n_groups; g++)
+        __builtin_prefetch(q->table[g].block + q->n_computed / s->cfg.layout.block_size);
+}
+
 static void reap_aborted(struct sched *s)
 {
     for (struct sequence *q = s->running.head, *next; q; q = next) {
         next = q->next;
         if (q->abort)
             sched_abort_seq(s, q, SL_ABORT);
+        else
+            prefetch_tables(s, q);
     }
     while (s->waiting.head && s->waiting.head->abort)
         sched_abort_seq(s, s->waiting.head, SL_ABORT);
@@ -167,6 +177,8 @@ static void reap_aborted(struct sched *s)
 bool sched_plan(struct sched *s, int64_t now_ns, struct batch *b)
 {
     batch_clear(b);
+    for (int i = 0; i < s->n_entries; i++) /* most of the last plan's are in this one */
+        prefetch_sequence(s->entry[i]);
     reap_aborted(s);
     s->step++;
     s->now_ns = now_ns;

@@ -17,7 +17,8 @@ static int min_int(int a, int b)
 /* Rows among the next n whose prompt logprobs are still to be reported. */
 static int plogprob_rows(const struct sequence *q, int n)
 {
-    if (q->index != 0 || q->req->params.p.prompt_logprobs == SL_NONE)
+    if (q->n_computed >= q->n_prompt - 1 || q->index != 0 ||
+        q->req->params.p.prompt_logprobs == SL_NONE)
         return 0;
     int from = q->n_computed > q->n_plogprobs ? q->n_computed : q->n_plogprobs;
     int to = min_int(q->n_computed + n, q->n_prompt - 1);
@@ -43,15 +44,14 @@ void give(struct sched *s, struct sequence *q, int n)
     s->n_left -= n;
     s->plogprob_left -= plogprob_rows(q, n);
     s->entry[s->n_entries++] = q;
-    const struct request *r = q->req;
-    if (n == seq_todo(s, q) && !s->by_batch && !r->forked)
-        s->rows_promised += r->n_seqs - 1;
+    if (q->n_computed < q->n_prompt && n == seq_todo(q) && !s->by_batch && !q->req->forked)
+        s->rows_promised += q->req->n_seqs - 1;
 }
 
 void give_decodes(struct sched *s)
 {
     for (struct sequence *q = s->running.head; q && s->n_left > 0; q = q->next)
-        if (seq_ready(s, q) && seq_todo(s, q) == 1)
+        if (seq_ready(s, q) && seq_todo(q) == 1)
             give(s, q, 1);
 }
 
@@ -85,7 +85,7 @@ static int chunk(const struct sched *s, const struct prefills *p, const struct s
 
 static void give_chunk(struct sched *s, struct prefills *p, struct sequence *q, struct batch *b)
 {
-    int todo = seq_todo(s, q), n = chunk(s, p, q, todo);
+    int todo = seq_todo(q), n = chunk(s, p, q, todo);
     if (n < todo) {
         p->n_partial++;
         p->n_long += is_long(s, q);
@@ -135,7 +135,7 @@ static void spend_rest(struct sched *s, struct batch *b)
 {
     for (int i = 0; i < s->n_entries && s->n_left > 0; i++) {
         struct sequence *q = s->entry[i];
-        int n = min_int(seq_todo(s, q), q->n_planned + s->n_left);
+        int n = min_int(seq_todo(q), q->n_planned + s->n_left);
         if (is_long(s, q))
             n = min_int(n, s->cfg.long_prefill_token_threshold);
         int more = n - q->n_planned;
@@ -172,7 +172,7 @@ void policy_mixed(struct sched *s, struct batch *b)
 
 static bool in_prompt(const struct sched *s, const struct sequence *q)
 {
-    return seq_ready(s, q) && (q->n_computed < q->n_prompt || seq_todo(s, q) > 1);
+    return seq_ready(s, q) && (q->n_computed < q->n_prompt || seq_todo(q) > 1);
 }
 
 void policy_prefill_first(struct sched *s, struct batch *b)

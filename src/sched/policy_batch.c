@@ -17,7 +17,7 @@ static bool padded(const struct sched *s)
 
 static int reservation(const struct sched *s, const struct sequence *q)
 {
-    return (padded(s) ? s->max_len : seq_limit(s, q)) - 1; /* the last token is never computed */
+    return (padded(s) ? s->max_len : q->limit) - 1; /* the last token is never computed */
 }
 
 static void form_batch(struct sched *s)

@@ -164,6 +164,19 @@ void enqueue_rest(struct sched *s, struct request *r)
         }
 }
 
+/* What the stop rules come to. max_tokens 0 still samples once: the prompt's last row has to be
+ * computed, and its token is thrown away. */
+static void set_stop(const struct sched *s, struct sequence *q)
+{
+    const struct seq_params *params = &q->req->params;
+    const struct sl_sampling_params *p = &params->p;
+    int n = params->max_tokens > 0 ? params->max_tokens : 1;
+    q->limit = n < s->max_len - q->n_prompt ? q->n_prompt + n : s->max_len;
+    q->eos = p->ignore_eos ? -1 : params->eos_token;
+    q->plain_stop = params->max_tokens > 0 && p->min_tokens == 0 && p->n_stop_token_ids == 0 &&
+                    p->repetition_max_pattern == 0;
+}
+
 void sched_add(struct sched *s, struct request *r)
 {
     SL_ASSERT(sched_can_ever_fit(s, r->n_prompt) && r->n_seqs > 0);
@@ -171,6 +184,8 @@ void sched_add(struct sched *s, struct request *r)
     r->cache_key = kvpool_key_take(s->pool, salt, salt ? strlen(salt) : 0);
     r->n_finished = 0;
     r->forked = r->n_seqs == 1;
+    for (int i = 0; i < r->n_seqs; i++)
+        set_stop(s, r->seq[i]);
     if (!s->by_batch) {
         enqueue(s, r->seq[0]);
         return;

@@ -33,20 +33,21 @@ static bool repeats(const struct sl_sampling_params *p, const int32_t *out, int 
 /* vLLM's order. The context's length binds even below min_tokens. */
 static enum sl_finish stop_rule(const struct sched *s, struct sequence *q, int32_t token)
 {
-    const struct seq_params *params = &q->req->params;
-    const struct sl_sampling_params *p = &params->p;
+    const struct sl_sampling_params *p = &q->req->params.p;
     int n_out = q->n_tokens - q->n_prompt;
-    bool full = q->n_tokens >= s->max_len;
-    if (n_out < p->min_tokens)
-        return full ? SL_LENGTH : SL_RUNNING;
-    if (!p->ignore_eos && params->eos_token >= 0 && token == params->eos_token)
+    bool full = q->n_tokens >= q->limit;
+    if (!q->plain_stop && n_out < p->min_tokens)
+        return q->n_tokens >= s->max_len ? SL_LENGTH : SL_RUNNING;
+    if (token == q->eos && token >= 0)
         return SL_STOP;
+    if (q->plain_stop)
+        return full ? SL_LENGTH : SL_RUNNING;
     if (is_stop_id(p, token)) {
         q->stop_kind = SL_STOP_TOKEN;
         q->stop_token = token;
         return SL_STOP;
     }
-    if (full || n_out >= params->max_tokens)
+    if (full)
         return SL_LENGTH;
     return repeats(p, q->tokens + q->n_prompt, n_out) ? SL_REPETITION : SL_RUNNING;
 }
@@ -62,7 +63,7 @@ static bool append(struct sched *s, struct sequence *q, int32_t token)
 static void take_token(struct sched *s, struct sequence *q, struct sched_event *ev, sched_sink sink,
                        void *ctx)
 {
-    if (q->req->params.max_tokens <= 0) {
+    if (!q->plain_stop && q->req->params.max_tokens <= 0) {
         ev->finish = SL_LENGTH; /* only the prompt was asked for */
         ev->n_lp = 0;
     } else if (ev->token < 0 || !append(s, q, ev->token)) {
@@ -113,6 +114,8 @@ void sched_update(struct sched *s, const struct batch *b, const struct step_resu
                   sched_sink sink, void *ctx)
 {
     SL_ASSERT(r->n_samples == b->n_samples && r->n_plogprobs == b->n_plogprobs);
+    for (int i = 0; i < b->n_samples; i++)
+        prefetch_sequence(b->sample[i].seq);
     report_plogprobs(b, r, sink, ctx);
     for (int i = 0; i < b->n_samples; i++) {
         struct sequence *q = (struct sequence *)b->sample[i].seq; /* the scheduler's own */

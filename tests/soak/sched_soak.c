@@ -1,6 +1,6 @@
 /* The scheduler and its pool under random operations, against naive models.
  *
- * SLUICE_SOAK_OPS sets the number of operations of each part (default: a few seconds' worth; the
+ * SLUICE_SOAK_OPS sets the number of operations of each part (default: some seconds' worth; the
  * figure that counts is a million), SLUICE_SOAK_SEED the seed, which is printed.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "kv_backend.h"
@@ -11,7 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static long n_ops = 150000;
+static long n_ops = 500000;
 static uint64_t rng_state;
 
 static uint32_t rnd(uint32_t n)
