@@ -167,7 +167,7 @@ static void open_chat(struct answer *a, struct strbuf *b)
             strbuf_adds(b, "null");
         if (r->return_prompt_text) {
             strbuf_adds(b, ",\"prompt_text\":");
-            json_put_cstr(b, r->rendered);
+            json_put_lossy(b, r->rendered, r->rendered_bytes);
         }
         end_event(a, b, i, false);
     }
@@ -357,7 +357,10 @@ void answer_body(struct answer *a, struct sl_request *const *reqs, struct strbuf
         put_prompt_lps(a, reqs[0], &a->r->prompts[0], b);
         put_prompt_ids(a, &a->r->prompts[0], b);
         strbuf_adds(b, ",\"prompt_text\":");
-        json_put_cstr(b, a->r->return_prompt_text ? a->r->rendered : NULL);
+        if (a->r->return_prompt_text)
+            json_put_lossy(b, a->r->rendered, a->r->rendered_bytes);
+        else
+            json_put_cstr(b, NULL);
     }
     strbuf_adds(b, ",\"kv_transfer_params\":null}");
 }

@@ -89,7 +89,8 @@ struct oai_request {
     json_t *messages, *tools, *tool_choice, *documents, *chat_template_kwargs;
     const char *chat_template, *reasoning_effort;
     bool add_generation_prompt, continue_final_message, has_add_generation_prompt;
-    char *rendered;        /* what the template made; owned (sl_free) */
+    char *rendered; /* what the template made; owned (sl_free) */
+    size_t rendered_bytes;
     const char *echo_text; /* chat: the last message, when `echo` repeats it */
     const char *role;      /* of the answer */
     /* detokenize */
@@ -128,8 +129,6 @@ const char *oai_field_name(enum oai_api api, int i);
 
 /* oai_chat.c: messages as the template wants them, and the template's variables (new reference). */
 json_t *oai_chat_vars(struct oai_request *r, const struct oai_env *env, struct oai_error *e);
-/* Cut `text` behind the final message's content (continue_final_message). */
-bool oai_cut_final_message(char *text, const char *content, struct oai_error *e);
 /* Largest number of prompt tokens that leaves room for the output asked for. */
 int oai_prompt_limit(const struct oai_request *r, const struct oai_env *env);
 

@@ -248,30 +248,3 @@ json_t *oai_chat_vars(struct oai_request *r, const struct oai_env *env, struct o
     }
     return vars;
 }
-
-static bool is_space(char c)
-{
-    return c && strchr(" \t\n\r\v\f", c);
-}
-
-/* As transformers does it: find the message in the text from behind, and cut after it. */
-bool oai_cut_final_message(char *text, const char *content, struct oai_error *e)
-{
-    while (is_space(*content))
-        content++;
-    size_t whole = strlen(content), core = whole;
-    while (core && is_space(content[core - 1]))
-        core--;
-    size_t n = strlen(text);
-    for (size_t at = n >= core ? n - core + 1 : 0; core && at-- > 0;) {
-        if (memcmp(text + at, content, core))
-            continue;
-        bool kept = n - at >= whole && !memcmp(text + at, content, whole);
-        text[at + (kept ? whole : core)] = 0;
-        return true;
-    }
-    return !core ||
-           oai_fail(e, 400, NULL, NULL,
-                    "continue_final_message is set but the final message does not appear in the "
-                    "chat after applying the chat template!");
-}

@@ -163,19 +163,14 @@ static bool render(struct oai_request *r, const struct oai_env *env, struct oai_
     json_t *vars = oai_chat_vars(r, env, e);
     if (!vars)
         return false;
-    const json_t *messages = json_object_get(vars, "messages");
-    const json_t *last = json_array_get(messages, json_array_size(messages) - 1);
-    const char *content = json_string_value(json_object_get(last, "content"));
     char *text = json_dumps(vars, JSON_COMPACT);
     struct sl_err err = {0};
-    bool ok;
+    bool ok = true;
     if (!text)
         ok = oai_fail(e, 500, NULL, NULL, "There is not enough memory for the messages");
-    else if (sl_text_render(env->text, text, NULL, &r->rendered, &err))
+    else if (sl_text_render_with(env->text, text, r->chat_template, NULL, &r->rendered,
+                                 &r->rendered_bytes, &err))
         ok = oai_fail_err(e, &err);
-    else
-        ok = !r->continue_final_message ||
-             oai_cut_final_message(r->rendered, content ? content : "", e);
     free(text);
     json_decref(vars);
     return ok;
@@ -193,7 +188,7 @@ static bool chat_prompt(struct oai_request *r, const struct oai_env *env, struct
         return false;
     r->n_prompts = 1;
     r->prompts[0].text = r->rendered;
-    r->prompts[0].bytes = strlen(r->rendered);
+    r->prompts[0].bytes = r->rendered_bytes;
     return encode(r, env, &r->prompts[0], e);
 }
 

@@ -216,6 +216,20 @@ class Options(unittest.TestCase):
                 s.recv(100)
                 self.assertEqual(ask(server, "GET", "/load").json(), {"server_load": 1})
 
+    def test_template_of_the_request(self):
+        body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1,
+                "chat_template": "{{ bos_token }}[{{ messages[0].content }}]",
+                "return_prompt_text": True}
+        with Server(*SIM, "--trust-request-chat-template") as server:
+            self.assertEqual(post(server, CHAT, body).json()["prompt_text"], "<|bos|>[a]")
+            for broken in ("{% if %}", "{{ raise_exception('no way') }}", "{{ x.y.z }}"):
+                a = post(server, CHAT, {**body, "chat_template": broken})
+                self.assertEqual(a.status, 400, broken)
+            self.assertIn("no way", post(server, CHAT, {**body, "chat_template":
+                          "{{ raise_exception('no way') }}"}).json()["error"]["message"])
+        with Server(*SIM) as server:
+            self.assertEqual(post(server, CHAT, body).status, 400)
+
     def test_access_log(self):
         with Server(*SIM, "--disable-access-log-for-endpoints", "/health,/metrics") as server:
             ask(server, "GET", "/version?x=1")

@@ -338,19 +338,6 @@ static void bad_messages_are_named(void **state)
     }
 }
 
-static void final_message_is_continued(void **state)
-{
-    (void)state;
-    struct oai_error e = {0};
-    char kept[] = "<a>go on </a>\n", cut[] = "<a>go on</a>\n", absent[] = "<a></a>";
-    assert_true(oai_cut_final_message(kept, " go on ", &e));
-    assert_string_equal(kept, "<a>go on ");
-    assert_true(oai_cut_final_message(cut, "go on ", &e));
-    assert_string_equal(cut, "<a>go on");
-    assert_false(oai_cut_final_message(absent, "go", &e));
-    assert_int_equal(e.status, 400);
-}
-
 static void long_messages_stay_utf8(void **state)
 {
     (void)state;
@@ -377,8 +364,7 @@ int main(void)
         cmocka_unit_test(completion_fields_land),    cmocka_unit_test(defaults_stay),
         cmocka_unit_test(refusals_have_vllms_words), cmocka_unit_test(too_many_values),
         cmocka_unit_test(deep_json_is_refused),      cmocka_unit_test(messages_are_made_plain),
-        cmocka_unit_test(bad_messages_are_named),    cmocka_unit_test(final_message_is_continued),
-        cmocka_unit_test(long_messages_stay_utf8),
+        cmocka_unit_test(bad_messages_are_named),    cmocka_unit_test(long_messages_stay_utf8),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
