@@ -23,16 +23,25 @@ struct sl_request {
     struct sl_engine *engine;
     atomic_int refs; /* released by whoever lets go, acquired by the one who frees */
 
-    /* under `lock` */
-    struct mutex lock; /* rank LOCK_EVENTS */
+    /* What each token touches on the engine thread stands together: with hundreds of streams it is
+     * cold in the cache, and a step has microseconds. */
+    _Alignas(64) struct mutex lock; /* rank LOCK_EVENTS */
+    bool notified;                  /* lock: the consumer was told of what is pending, and has not
+                                       looked since */
+    bool to_wake, told;             /* engine thread; told: an event was sent */
+    bool finished;                  /* engine thread: every choice, but a step may name it still */
+    int n_open;                     /* engine thread: choices not finished */
+    struct event_buf pending;       /* lock */
+    sl_wake_fn wake;                /* lock */
+    void *wake_ctx;                 /* lock */
+    struct sl_request *wake_next;   /* engine thread */
+    int wake_interval;              /* fixed: tokens of a choice for which its consumer is woken */
+    enum sl_finish closed;          /* lock: not SL_RUNNING: no more events, choices end with it */
     struct cond ready;
-    struct event_buf pending;
-    enum sl_finish closed; /* not SL_RUNNING: no more events, open choices end with it */
-    struct sl_err error;   /* why, with SL_ERROR */
-    bool notified;         /* the consumer was told of what is pending, and has not looked since */
-    sl_wake_fn wake;
-    void *wake_ctx;
-    int n_cached; /* these two are there with the first event */
+
+    /* under `lock` */
+    struct sl_err error; /* why, with SL_ERROR */
+    int n_cached;        /* these two are there with the first event */
     int64_t scheduled_ns;
 
     /* under the engine's lock */
@@ -41,13 +50,9 @@ struct sl_request {
     bool *cancel; /* [n_seqs] choices that a stop string ended */
 
     /* engine thread */
-    struct sl_request *prev, *next; /* list of live requests */
-    struct sl_request *wake_next, *done_next;
-    bool to_wake, told; /* told: an event was sent */
-    bool finished;      /* every choice, but a step in flight may name it still */
-    int n_open;         /* choices not finished */
-    int *unsent;        /* [n_seqs] tokens since the consumer was last woken for that choice */
-    bool *cancelled;    /* [n_seqs] `cancel`, as the message that is being handled had it */
+    struct sl_request *prev, *next, *done_next; /* lists of live and of finished requests */
+    int *unsent;     /* [n_seqs] tokens since the consumer was last woken for that choice */
+    bool *cancelled; /* [n_seqs] `cancel`, as the message that is being handled had it */
 
     /* Prompt logprobs: the engine thread writes them before the first token's event, the consumer
      * reads them after it has taken that event. */

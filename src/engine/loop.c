@@ -82,15 +82,15 @@ static void take_prompt_logprobs(struct sl_request *r, const struct sched_event 
     r->plp_list[ev->pos] = (struct sl_token_logprobs){.entry = to, .n = n};
 }
 
-/* The consumer is told of the first token, then of every stream_interval tokens; of each one if it
- * must look for stop strings. */
+/* The consumer is told of the first token, then of every wake_interval tokens. */
 static bool worth_waking(struct sl_request *r, const struct sched_event *ev)
 {
+    if (r->wake_interval == 1)
+        return true;
     int *unsent = &r->unsent[ev->seq->index];
     bool first = ev->seq->n_tokens <= ev->seq->n_prompt + 1;
     ++*unsent;
-    if (!first && ev->finish == SL_RUNNING && !r->rules.stop.n &&
-        *unsent < r->rules.stream_interval)
+    if (!first && ev->finish == SL_RUNNING && *unsent < r->wake_interval)
         return false;
     *unsent = 0;
     return true;

@@ -176,6 +176,8 @@ static enum sl_status make_consumer(struct sl_request *r, struct sl_err *err)
     stop_strings_init(&r->rules.stop, p->stop, p->n_stop);
     r->rules.stream_interval =
         p->stream_interval > e->cfg.stream_interval ? p->stream_interval : e->cfg.stream_interval;
+    /* stop strings must be looked for in every token */
+    r->wake_interval = p->n_stop ? 1 : r->rules.stream_interval;
     if (e->cfg.log_outputs)
         r->rules.max_log_bytes = e->cfg.max_log_len >= 0 ? (size_t)e->cfg.max_log_len : SIZE_MAX;
     r->usage.prompt_tokens = r->core.n_prompt;
@@ -215,9 +217,10 @@ enum sl_status sl_submit(struct sl_engine *e, const struct sl_input *in,
     enum sl_status st = params_check(&e->limits, &p, err);
     if (st)
         return st;
-    struct sl_request *r = mem_zalloc(1, sizeof *r);
+    struct sl_request *r = mem_aligned(1, sizeof *r, _Alignof(struct sl_request));
     if (!r)
         return no_memory(err);
+    memset(r, 0, sizeof *r);
     r->engine = e;
     r->wake = wake;
     r->wake_ctx = ctx;
