@@ -8,6 +8,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -92,10 +93,64 @@ static void copying_survives_lack_of_memory(void **state)
     fail_msg("no limit was enough");
 }
 
+/* As vLLM's update_from_tokenizer: each word as it begins a text, and after a space where that
+ * makes another token of it. */
+static void bad_words_become_tokens(void **state)
+{
+    (void)state;
+    const char *words[] = {"tar", "  archive", "of the"};
+    struct tokenizer *t;
+    struct sl_sampling_params p = defaults();
+    struct seq_params sp;
+    struct arena a;
+    arena_init(&a, 0);
+    assert_int_equal(tokenizer_load(&t, "models/pebble", NULL), SL_OK);
+    p.bad_words = words;
+    p.n_bad_words = 3;
+    assert_int_equal(params_copy(&limits, &p, t, &a, &sp, NULL), SL_OK);
+    int at = 0;
+    for (int w = 0; w < 3; w++) {
+        const char *word = words[w] + strspn(words[w], " ");
+        char spaced[32];
+        struct token_vec plain = {0}, after_space = {0};
+        snprintf(spaced, sizeof spaced, " %s", word);
+        assert_int_equal(tokenizer_encode(t, word, strlen(word), 0, 0, &plain, NULL), SL_OK);
+        assert_int_equal(tokenizer_encode(t, spaced, strlen(spaced), 0, 0, &after_space, NULL),
+                         SL_OK);
+        for (int s = 0; s < 2; s++) {
+            const struct token_vec *want = s ? &after_space : &plain;
+            if (s && (want->n != plain.n || want->ids[0] == plain.ids[0]))
+                continue;
+            assert_true(at < sp.n_bad_word_seqs);
+            int start = sp.bad_word_start[at], end = sp.bad_word_start[at + 1];
+            assert_int_equal(end - start, want->n);
+            assert_memory_equal(sp.bad_word_tokens + start, want->ids, want->n * sizeof *want->ids);
+            at++;
+        }
+        token_vec_fini(&plain);
+        token_vec_fini(&after_space);
+    }
+    assert_int_equal(at, sp.n_bad_word_seqs);
+    assert_true(at > 3); /* the spaced form of one at least */
+
+    const char *many[129];
+    struct sl_err err = {0};
+    for (int i = 0; i < 129; i++)
+        many[i] = words[0];
+    p.bad_words = many;
+    p.n_bad_words = 129;
+    assert_int_equal(params_copy(&limits, &p, t, &a, &sp, &err), SL_EINVAL);
+    assert_non_null(strstr(err.msg, "Too many bad words after tokenization: "));
+    assert_non_null(strstr(err.msg, ". The max number is 128."));
+    arena_fini(&a);
+    tokenizer_destroy(&t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(copies_are_deep),
+        cmocka_unit_test(bad_words_become_tokens),
         cmocka_unit_test(copying_survives_lack_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
