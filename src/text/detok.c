@@ -164,7 +164,7 @@ static void bpe_in(struct detok *d, int k, const char *s, size_t n)
     struct stage *g = &d->stage[k];
     if (g->waiting) {
         struct strbuf token = g->held;
-        strbuf_init(&g->held, 0);
+        strbuf_init(&g->held, token.max);
         apply_out(d, k, token.data ? token.data : "", token.len, false);
         strbuf_fini(&token);
     }
@@ -330,7 +330,7 @@ static void stage_finish(struct detok *d, int k)
         run_out(d, k);
     } else if (step->kind == DEC_BPE && g->waiting) {
         struct strbuf token = g->held;
-        strbuf_init(&g->held, 0);
+        strbuf_init(&g->held, token.max);
         apply_out(d, k, token.data ? token.data : "", token.len, true);
         strbuf_fini(&token);
     }
@@ -352,6 +352,7 @@ enum sl_status detok_create(struct detok **out, const struct tokenizer *t, bool 
     bool chunks = false, patterns = false;
     for (int k = 0; k < t->n_dec; k++) {
         d->stage[k].chunks = chunks;
+        d->stage[k].held.max = d->stage[k].made.max = 1 << 26;
         chunks |= t->dec[k].kind == DEC_FUSE || t->dec[k].kind == DEC_BYTE_LEVEL;
         patterns |= t->dec[k].kind == DEC_REPLACE;
     }

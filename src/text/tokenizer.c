@@ -17,6 +17,20 @@ void token_vec_fini(struct token_vec *v)
 /* ---- scratches --------------------------------------------------------------------------------
  */
 
+/* No stage may blow a text up beyond this: a file can chain dozens that double it. */
+enum { MAX_TEXT_BYTES = 1 << 27 };
+
+static struct scratch *scratch_create(void)
+{
+    struct scratch *sc = mem_zalloc(1, sizeof *sc);
+    if (!sc)
+        return NULL;
+    sc->norm[0].max = sc->norm[1].max = sc->word.max = sc->repaired.max = MAX_TEXT_BYTES;
+    for (int i = 0; i < TOK_MAX_STEPS; i++)
+        sc->step[i].max = MAX_TEXT_BYTES;
+    return sc;
+}
+
 struct scratch *scratch_take(const struct tokenizer *t)
 {
     struct tokenizer *mut = (struct tokenizer *)t; /* the pool is not part of the value */
@@ -25,7 +39,7 @@ struct scratch *scratch_take(const struct tokenizer *t)
     if (sc)
         mut->pool = sc->next;
     pthread_mutex_unlock(&mut->lock);
-    return sc ? sc : mem_zalloc(1, sizeof *sc);
+    return sc ? sc : scratch_create();
 }
 
 /* Buffers that one huge text left behind are not kept. */
@@ -186,9 +200,9 @@ static enum sl_status build_ids(struct tokenizer *t, struct sl_err *err)
 static enum sl_status build_vocab(struct tokenizer *t, struct sl_err *err)
 {
     struct strbuf all, one, tmp;
-    strbuf_init(&all, UINT32_MAX / 2);
-    strbuf_init(&one, 0);
-    strbuf_init(&tmp, 0);
+    strbuf_init(&all, MAX_TEXT_BYTES * 2u);
+    strbuf_init(&one, 1 << 24);
+    strbuf_init(&tmp, 1 << 24);
     struct scratch *sc = scratch_take(t);
     enum sl_status st = sc ? SL_OK : SL_ENOMEM;
     for (int32_t id = 0; id < t->n_ids && !st; id++) {

@@ -416,7 +416,7 @@ static enum sl_status encode_word(struct encoder *e, const char *s, size_t n)
         return SL_FAIL(e->err, SL_ENOMEM, "tokenizer: no memory for a word of %zu bytes", n);
     size_t from = e->out->n;
     enum sl_status st = emit_symbols(e);
-    if (!st)
+    if (!st && e->out->n > from)
         cache_put(w, tag, s, n, e->out->ids + from, e->out->n - from);
     return st;
 }

@@ -352,6 +352,148 @@ static void byte_fallback_waits_for_the_run(void **state)
     tokenizer_destroy(&t);
 }
 
+/* ---- files that mean harm ---------------------------------------------------------------------
+ */
+
+static void expect_refused(const char *json, const char *part)
+{
+    struct tokenizer *t = NULL;
+    struct sl_err err = {0};
+    enum sl_status st = tokenizer_from_json(&t, json, strlen(json), &err);
+    if (!st)
+        fail_msg("accepted: %.200s", json);
+    assert_null(t);
+    if (!strstr(err.msg, part))
+        fail_msg("\"%s\" does not say \"%s\"", err.msg, part);
+}
+
+static void broken_files_are_refused(void **state)
+{
+    (void)state;
+    expect_refused("", "line 1");
+    expect_refused("[]", "not an object");
+    expect_refused("{\"model\":", "line 1");
+    expect_refused("{}", "\"model\"");
+    expect_refused("{\"model\":{\"type\":\"Nonsense\"}}", "Nonsense");
+    expect_refused("{\"model\":{\"type\":\"BPE\",\"vocab\":{},\"merges\":[]}}", "empty");
+    expect_refused("{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":4294967296},\"merges\":[]}}",
+                   "usable id");
+    expect_refused("{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":-1},\"merges\":[]}}",
+                   "usable id");
+    expect_refused("{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"a b\"]}}",
+                   "not all in the vocabulary");
+    expect_refused("{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"a b c\"]}}",
+                   "not a pair");
+    expect_refused("{\"model\":{\"type\":\"Unigram\",\"unk_id\":7,\"vocab\":[[\"a\",0]]}}",
+                   "unk_id");
+}
+
+#define WITH(part) \
+    "{" part ",\"model\":{\"type\":\"WordLevel\",\"unk_token\":\"a\",\"vocab\":{\"a\":0}}}"
+
+static void broken_stages_are_refused(void **state)
+{
+    (void)state;
+    expect_refused(WITH("\"normalizer\":{\"type\":\"Nope\"}"), "Nope");
+    expect_refused(WITH("\"pre_tokenizer\":{\"type\":\"Nope\"}"), "Nope");
+    expect_refused(WITH("\"decoder\":{\"type\":\"Nope\"}"), "Nope");
+    expect_refused(WITH("\"post_processor\":{\"type\":\"Nope\"}"), "Nope");
+    expect_refused(WITH("\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(\"},"
+                        "\"behavior\":\"Isolated\",\"invert\":false}"),
+                   "pattern");
+    expect_refused(
+        WITH("\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"////\"}"),
+        "truncated");
+    expect_refused(WITH("\"post_processor\":{\"type\":\"BertProcessing\",\"sep\":[\"x\",9],"
+                        "\"cls\":[\"y\",0]}"),
+                   "vocabulary of 1");
+}
+
+static void depth_is_bounded(void **state)
+{
+    (void)state;
+    struct strbuf json;
+    strbuf_init(&json, 0);
+    strbuf_adds(&json, "{\"normalizer\":");
+    for (int i = 0; i < 500; i++)
+        strbuf_adds(&json, "{\"type\":\"Sequence\",\"normalizers\":[");
+    strbuf_adds(&json, "{\"type\":\"NFC\"}");
+    for (int i = 0; i < 500; i++)
+        strbuf_adds(&json, "]}");
+    strbuf_adds(&json,
+                ",\"model\":{\"type\":\"WordLevel\",\"unk_token\":\"a\",\"vocab\":{\"a\":0}}}");
+    expect_refused(json.data, "too deep");
+    strbuf_clear(&json);
+    for (int i = 0; i < 100000; i++)
+        strbuf_addc(&json, '[');
+    expect_refused(json.data, "depth");
+    strbuf_fini(&json);
+}
+
+/* Each step of the pattern tries two ways: 2^40 of them, if it were let. */
+static void a_runaway_pattern_ends(void **state)
+{
+    (void)state;
+    struct tokenizer *t = from_json(
+        WITH("\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(?:x|x|xx)+z\"},"
+             "\"behavior\":\"Isolated\",\"invert\":false}"));
+    char text[65] = {0};
+    struct token_vec v = {0};
+    struct sl_err err = {0};
+    memset(text, 'x', 62);
+    memcpy(text + 62, "-z", 2);
+    assert_int_equal(tokenizer_encode(t, text, 64, 0, 0, &v, &err), SL_EINVAL);
+    assert_non_null(strstr(err.msg, "too expensive"));
+    token_vec_fini(&v);
+    tokenizer_destroy(&t);
+}
+
+/* Ordering combining marks step by step, as utf8proc does, would take the square of their number.
+ */
+static void marks_are_not_quadratic(void **state)
+{
+    (void)state;
+    struct tokenizer *t = from_json(WITH("\"normalizer\":{\"type\":\"NFC\"}"));
+    size_t n = 1 << 20;
+    char *text = malloc(n);
+    struct token_vec v = {0};
+    for (size_t i = 0; i < n; i += 2) /* U+0301 (230), then U+0316 (220) */
+        memcpy(text + i, i < n / 2 ? "\xCC\x81" : "\xCC\x96", 2);
+    assert_int_equal(tokenizer_encode(t, text, n, 0, 0, &v, NULL), SL_OK);
+    token_vec_fini(&v);
+    free(text);
+    tokenizer_destroy(&t);
+}
+
+/* Every allocation of a load and an encode fails once: an error each time, and nothing leaks. */
+static void no_memory_is_an_error(void **state)
+{
+    (void)state;
+    static const char json[] =
+        "{\"added_tokens\":[{\"id\":2,\"content\":\"<s>\",\"special\":true}],"
+        "\"normalizer\":{\"type\":\"NFC\"},\"pre_tokenizer\":{\"type\":\"Metaspace\","
+        "\"replacement\":\"_\",\"prepend_scheme\":\"always\"},\"decoder\":{\"type\":\"Metaspace\","
+        "\"replacement\":\"_\"},\"model\":{\"type\":\"Unigram\",\"unk_id\":0,"
+        "\"vocab\":[[\"?\",0],[\"_a\",-1]]}}";
+    bool done = false;
+    for (long nth = 1; !done && nth < 500; nth++) {
+        struct tokenizer *t = NULL;
+        struct token_vec v = {0};
+        struct sl_err err = {0};
+        mem_fail_nth(nth);
+        enum sl_status st = tokenizer_from_json(&t, json, sizeof json - 1, &err);
+        if (!st)
+            st = tokenizer_encode(t, "a e\xCC\x81<s>", 8, 0, 0, &v, &err);
+        mem_fail_nth(0);
+        if (st)
+            assert_int_equal(st, SL_ENOMEM);
+        done = !st;
+        token_vec_fini(&v);
+        tokenizer_destroy(&t);
+    }
+    assert_true(done);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -368,6 +510,12 @@ int main(void)
         cmocka_unit_test(unigram_takes_the_best_path),
         cmocka_unit_test(wordpiece_is_greedy),
         cmocka_unit_test(byte_fallback_waits_for_the_run),
+        cmocka_unit_test(broken_files_are_refused),
+        cmocka_unit_test(broken_stages_are_refused),
+        cmocka_unit_test(depth_is_bounded),
+        cmocka_unit_test(a_runaway_pattern_ends),
+        cmocka_unit_test(marks_are_not_quadratic),
+        cmocka_unit_test(no_memory_is_an_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
