@@ -6,8 +6,6 @@
 
 #include <math.h>
 
-#pragma weak sl_server_config_init
-
 #define ENGINE                                                                                   \
     (CMD_SERVE | CMD_CHAT | CMD_COMPLETE | CMD_GENERATE | CMD_RUN_BATCH | CMD_BENCH_THROUGHPUT | \
      CMD_BENCH_LATENCY | CMD_BENCH_STARTUP | CMD_BENCH_SIM | CMD_BENCH_POLICIES)
@@ -737,8 +735,7 @@ void options_init(struct options *o)
 {
     *o = (struct options){.log_level = -1, .sim.rate_scale = 1.0, .sim.replicate = 1};
     sl_config_init(&o->engine);
-    if (sl_server_config_init)
-        sl_server_config_init(&o->server);
+    sl_server_config_init(&o->server);
     o->sampling = (struct sampling_options){.temperature = NAN,
                                             .top_p = NAN,
                                             .min_p = NAN,
