@@ -71,8 +71,16 @@ struct rope {
     bool interleaved;      /* pairs (2i, 2i+1) instead of (i, i + rot/2) */
 };
 
+/* What q and k norms run over, and whose weights they use. */
+enum qk_norm {
+    QK_NORM_HEAD,  /* each head by itself, weights [head_dim] shared by all heads */
+    QK_NORM_HEADS, /* each head by itself, weights of its own: [heads, head_dim] */
+    QK_NORM_ALL    /* all heads of q (of k) together, weights [heads * head_dim] */
+};
+
 struct attn_spec {
     int n_heads, n_kv_heads, head_dim;
+    enum qk_norm qk_norm;
     int group, layer_in_group; /* where its K and V live */
     float scale;
     float softcap;      /* 0: off */
@@ -81,11 +89,33 @@ struct attn_spec {
     bool causal;
 };
 
+/* A mixture of experts in place of an MLP. A row's experts are the top_k largest softmax
+ * probabilities of its router logits (the lower index wins ties); their outputs are added in
+ * ascending order of expert, then the shared expert's. All of them gated MLPs. */
+struct moe {
+    int n_experts, top_k, ffn, shared_ffn;
+    bool renormalize; /* the chosen probabilities are divided by their sum */
+    enum act_kind act;
+    const struct weight *router;                       /* [n_experts, hidden] */
+    const struct weight *gate_up, *down;               /* [n_experts] of them */
+    const struct weight *shared_gate_up, *shared_down; /* NULL: none */
+    const struct weight *shared_gate; /* [1, hidden]: its sigmoid scales the shared expert; or NULL
+                                       */
+};
+
 struct device; /* private to ref/, cpu/, cuda/ */
+
+/* What not every device has yet; the runner refuses a model that needs more. */
+enum ops_feature {
+    OPS_QK_NORM_KINDS = 1, /* other than QK_NORM_HEAD */
+    OPS_NO_NORM = 2,       /* add_norm with x and without norm */
+    OPS_MOE = 4
+};
 
 struct ops {
     const char *name;
     size_t act_bytes;
+    unsigned features; /* enum ops_feature, or-ed */
 
     /* Memory. Buffers are zeroed, 64-byte aligned; named for error messages. */
     void *(*alloc)(struct device *d, size_t bytes, const char *name, struct sl_err *err);
@@ -115,8 +145,8 @@ struct ops {
      * same handle for `logits`, so a device gathers rows from its own layout. */
     void (*embed)(struct device *d, float *h, const struct weight *e, float scale,
                   const struct weight *p, int pos_offset);
-    /* residual h: [rows, n] f32; if add: h += add * add_scale first. x = norm(h), activations.
-     * x may be NULL: only the addition (then norm is NULL too). */
+    /* residual h: [rows, n] f32; if add: h += add * add_scale first. x = norm(h), activations;
+     * norm NULL: x = h. x may be NULL: only the addition. */
     void (*add_norm)(struct device *d, void *x, float *h, const void *add, float add_scale,
                      const struct norm *norm, int rows, int n);
     /* y = norm(x), both activations [rows, n]; y may equal x (norms after a sublayer). */
@@ -124,8 +154,8 @@ struct ops {
                  int n);
     /* y = x W^T + bias; x: [rows, W.cols] activations, y: [rows, W.rows] activations. */
     void (*linear)(struct device *d, void *y, const struct weight *w, const void *x, int rows);
-    /* qkv: [n_tokens, (n_heads + 2 n_kv_heads) head_dim]. Normalizes q and k per head if given
-     * norms (over head_dim), rotates q and k in place by the batch's positions, and writes K and
+    /* qkv: [n_tokens, (n_heads + 2 n_kv_heads) head_dim]. Normalizes q and k if given norms, as
+     * a->qk_norm says; rotates q and k in place by the batch's positions, and writes K and
      * V to the cache at the batch's slots. */
     void (*qkv_rope_cache)(struct device *d, void *qkv, const struct attn_spec *a,
                            const struct rope *rope, const struct norm *q_norm,
@@ -136,6 +166,10 @@ struct ops {
      * plain: [rows, n] -> y = act(x). */
     void (*act)(struct device *d, void *y, const void *x, enum act_kind kind, bool gated, int rows,
                 int n);
+    /* out: [rows, hidden] activations = the mixture of x: [rows, hidden]. scratch: moe_bytes(). */
+    void (*moe)(struct device *d, void *out, const void *x, const struct moe *m, int rows,
+                void *scratch);
+    size_t (*moe_bytes)(const struct moe *m, int hidden, int rows);
     /* logits[i,:] = x[logit_row[first + i],:] W^T for i in [0, n), f32 [n, W.rows]; times scale,
      * then softcap * tanh(. / softcap) if not 0. x: [n_tokens, W.cols] activations. The runner asks
      * in pieces when a step wants more logits than its buffer holds. */

@@ -2,6 +2,8 @@
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/device.h"
+
+#include "backend/host_moe.h"
 #include "base/log.h"
 #include "base/mem.h"
 
@@ -145,9 +147,13 @@ static void dev_destroy(struct device *d)
     mem_free(d);
 }
 
+static void dev_moe(struct device *d, void *out, const void *x, const struct moe *m, int rows,
+                    void *scratch);
+
 static const struct ops cpu_ops = {
     .name = "cpu",
     .act_bytes = sizeof(float),
+    .features = OPS_QK_NORM_KINDS | OPS_NO_NORM | OPS_MOE,
     .alloc = dev_alloc,
     .free = dev_free,
     .supports = dev_supports,
@@ -165,8 +171,16 @@ static const struct ops cpu_ops = {
     .attention = cpu_attention,
     .act = cpu_act,
     .logits = dev_logits,
+    .moe = dev_moe,
+    .moe_bytes = host_moe_bytes,
     .destroy = dev_destroy,
 };
+
+static void dev_moe(struct device *d, void *out, const void *x, const struct moe *m, int rows,
+                    void *scratch)
+{
+    host_moe(&cpu_ops, d, out, x, m, rows, scratch);
+}
 
 enum sl_status cpu_device_create(const struct ops **ops, struct device **out, int threads,
                                  struct sl_err *err)

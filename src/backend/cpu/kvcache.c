@@ -212,6 +212,22 @@ struct qkv_job {
     float *qkv;
 };
 
+/* The heads of q (or k) in one row. */
+static void norm_heads(const struct device *d, float *x, const struct norm *norm, enum qk_norm kind,
+                       int n_heads, int hd)
+{
+    if (kind == QK_NORM_ALL) {
+        d->k.norm(x, x, norm, n_heads * hd);
+        return;
+    }
+    for (int h = 0; h < n_heads; h++, x += hd) {
+        struct norm own = *norm;
+        if (kind == QK_NORM_HEADS)
+            own.w += (size_t)h * hd;
+        d->k.norm(x, x, &own, hd);
+    }
+}
+
 static void qkv_row(void *ctx, int r, int thread)
 {
     const struct qkv_job *j = ctx;
@@ -222,14 +238,12 @@ static void qkv_row(void *ctx, int r, int thread)
     float *k = q + (size_t)a->n_heads * hd, *v = k + (size_t)a->n_kv_heads * hd;
     const float *c = j->cos_sin ? j->cos_sin + (size_t)r * 2 * half : NULL;
     (void)thread;
-    for (int h = 0; h < a->n_heads + a->n_kv_heads; h++) {
-        const struct norm *norm = h < a->n_heads ? j->q_norm : j->k_norm;
-        float *x = q + (size_t)h * hd;
-        if (norm)
-            j->d->k.norm(x, x, norm, hd);
-        if (c)
-            rotate(x, c, c + half, half, j->rope->interleaved);
-    }
+    if (j->q_norm)
+        norm_heads(j->d, q, j->q_norm, a->qk_norm, a->n_heads, hd);
+    if (j->k_norm)
+        norm_heads(j->d, k, j->k_norm, a->qk_norm, a->n_kv_heads, hd);
+    for (int h = 0; c && h < a->n_heads + a->n_kv_heads; h++)
+        rotate(q + (size_t)h * hd, c, c + half, half, j->rope->interleaved);
     int slot = b->slot[(size_t)a->group * b->limits.max_tokens + r];
     for (int h = 0; h < a->n_kv_heads; h++)
         write_position(j->d, &j->d->kv.group[a->group], a->layer_in_group, slot, h,

@@ -3,6 +3,8 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/device.h"
 
+#include <string.h>
+
 enum { ALONE = 1 << 14 }; /* elements that one thread does sooner than it wakes another */
 
 static void each_row(struct device *d, int rows, int n, pool_item_fn fn, void *ctx)
@@ -67,8 +69,10 @@ static void norm_row(void *ctx, int r, int thread)
     (void)thread;
     if (j->add)
         j->d->k.axpy(j->h + at, j->add + at, j->add_scale, j->n);
-    if (j->y)
+    if (j->y && j->norm)
         j->d->k.norm(j->y + at, j->x + at, j->norm, j->n);
+    else if (j->y)
+        memcpy(j->y + at, j->x + at, (size_t)j->n * sizeof *j->y);
 }
 
 void cpu_add_norm(struct device *d, void *x, float *h, const void *add, float add_scale,

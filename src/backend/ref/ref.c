@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "backend/ref/ref.h"
 
+#include "backend/host_moe.h"
 #include "base/half.h"
 #include "base/mem.h"
 
@@ -259,9 +260,13 @@ static void ref_destroy(struct device *d)
     mem_free(d);
 }
 
+static void ref_moe(struct device *d, void *out, const void *x, const struct moe *m, int rows,
+                    void *scratch);
+
 static const struct ops ref_ops = {
     .name = "ref",
     .act_bytes = sizeof(float),
+    .features = OPS_QK_NORM_KINDS | OPS_NO_NORM | OPS_MOE,
     .alloc = ref_alloc,
     .free = ref_free,
     .supports = ref_supports,
@@ -279,8 +284,16 @@ static const struct ops ref_ops = {
     .attention = ref_attention,
     .act = ref_act,
     .logits = ref_logits,
+    .moe = ref_moe,
+    .moe_bytes = host_moe_bytes,
     .destroy = ref_destroy,
 };
+
+static void ref_moe(struct device *d, void *out, const void *x, const struct moe *m, int rows,
+                    void *scratch)
+{
+    host_moe(&ref_ops, d, out, x, m, rows, scratch);
+}
 
 enum sl_status ref_device_create(const struct ops **ops, struct device **d, struct sl_err *err)
 {

@@ -2,6 +2,7 @@
 #include "backend/ref/ref.h"
 
 #include <math.h>
+#include <string.h>
 
 /* Sum of a[i] * x[i] in double: eight sums over i mod 8, added in pairs at the end. The order is
  * fixed; the products of two floats are exact. */
@@ -68,8 +69,11 @@ void ref_add_norm(struct device *d, void *x, float *h, const void *add, float ad
         const float *a = add ? (const float *)add + (size_t)r * (size_t)n : NULL;
         for (int i = 0; a && i < n; i++)
             h[i] += a[i] * add_scale;
-        if (x)
-            norm_row((float *)x + (size_t)r * (size_t)n, h, norm, n);
+        float *y = x ? (float *)x + (size_t)r * (size_t)n : NULL;
+        if (y && norm)
+            norm_row(y, h, norm, n);
+        else if (y)
+            memcpy(y, h, (size_t)n * sizeof *y);
     }
 }
 
@@ -160,6 +164,19 @@ static void rotate(float *head, const struct rope *rope, int pos)
     }
 }
 
+/* The heads of q (or k) in one row. */
+static void norm_heads(float *x, const struct norm *norm, enum qk_norm kind, int n_heads, int n)
+{
+    if (kind == QK_NORM_ALL)
+        norm_row(x, x, norm, n_heads * n);
+    for (int h = 0; kind != QK_NORM_ALL && h < n_heads; h++) {
+        struct norm own = *norm;
+        if (kind == QK_NORM_HEADS)
+            own.w += (size_t)h * (size_t)n;
+        norm_row(x + (size_t)h * (size_t)n, x + (size_t)h * (size_t)n, &own, n);
+    }
+}
+
 void ref_qkv_rope_cache(struct device *d, void *qkv, const struct attn_spec *a,
                         const struct rope *rope, const struct norm *q_norm,
                         const struct norm *k_norm)
@@ -171,15 +188,13 @@ void ref_qkv_rope_cache(struct device *d, void *qkv, const struct attn_spec *a,
     size_t width = (size_t)(n_rotated + a->n_kv_heads) * (size_t)a->head_dim;
     for (int r = 0; r < b->n_tokens; r++) {
         float *row = (float *)qkv + (size_t)r * width;
-        for (int h = 0; h < n_rotated; h++) {
-            float *head = row + (size_t)h * (size_t)a->head_dim;
-            const struct norm *norm = h < a->n_heads ? q_norm : k_norm;
-            if (norm)
-                norm_row(head, head, norm, a->head_dim);
-            if (rope && rope->inv_freq)
-                rotate(head, rope, b->pos[r]);
-        }
-        const float *k = row + (size_t)a->n_heads * (size_t)a->head_dim, *v = k + kv->width;
+        float *k = row + (size_t)a->n_heads * (size_t)a->head_dim, *v = k + kv->width;
+        if (q_norm)
+            norm_heads(row, q_norm, a->qk_norm, a->n_heads, a->head_dim);
+        if (k_norm)
+            norm_heads(k, k_norm, a->qk_norm, a->n_kv_heads, a->head_dim);
+        for (int h = 0; rope && rope->inv_freq && h < n_rotated; h++)
+            rotate(row + (size_t)h * (size_t)a->head_dim, rope, b->pos[r]);
         for (int i = 0; i < kv->width; i++) {
             size_t at = (size_t)slot[r] * (size_t)kv->width + (size_t)i;
             ref_put(kv->k, d->kv_format, at, k[i]);
