@@ -13,8 +13,11 @@
 
 enum { MAX_CONFIG_BYTES = 4 << 20, MAX_CONFIG_DEPTH = 32, MAX_DIM = 1 << 20, MAX_LAYERS = 4096 };
 
-static const struct family *const families[] = {&family_llama, &family_mistral, &family_qwen2,
-                                                &family_qwen3};
+static const struct family *const families[] = {
+    &family_llama,    &family_mistral, &family_qwen2,    &family_qwen3,   &family_smollm3,
+    &family_granite,  &family_olmo2,   &family_phi3,     &family_gemma,   &family_gemma2,
+    &family_gemma3,   &family_gpt2,    &family_gptneox,  &family_opt,     &family_falcon,
+    &family_stablelm, &family_mixtral, &family_qwen2moe, &family_qwen3moe};
 enum { N_FAMILIES = sizeof families / sizeof *families };
 
 /* ---- typed reading ------------------------------------------------------------------------- */
@@ -77,6 +80,11 @@ double config_real(const struct config *c, const char *key, double fallback)
     return json_number_value(v);
 }
 
+double config_real_or_null(const struct config *c, const char *key, double fallback, double none)
+{
+    return config_real(c, key, json_object_get(c->root, key) ? none : fallback);
+}
+
 bool config_bool(const struct config *c, const char *key, bool fallback)
 {
     const json_t *v = get(c, key);
@@ -118,33 +126,92 @@ enum act_kind config_act(const struct config *c, const char *key, const char *fa
 
 /* ---- what decoders share ------------------------------------------------------------------- */
 
-void config_sizes(struct model_spec *s, const struct config *c)
+const struct size_keys usual_size_keys = {
+    "vocab_size",          "hidden_size",       "num_hidden_layers",      "num_attention_heads",
+    "num_key_value_heads", "intermediate_size", "max_position_embeddings"};
+
+static void check_heads(const struct model_spec *s, const struct config *c)
 {
-    s->vocab_size = config_int_required(c, "vocab_size", 1, 1 << 24);
-    s->hidden = config_int_required(c, "hidden_size", 1, MAX_DIM);
-    s->n_layers = config_int_required(c, "num_hidden_layers", 1, MAX_LAYERS);
-    s->n_heads = config_int_required(c, "num_attention_heads", 1, 4096);
-    s->n_kv_heads = config_int(c, "num_key_value_heads", s->n_heads, 1, 4096);
-    s->ffn = config_int_required(c, "intermediate_size", 1, MAX_DIM);
-    s->max_position = config_int_required(c, "max_position_embeddings", 1, 1 << 28);
-    if (!config_has(c, "head_dim") && s->hidden % s->n_heads)
-        config_fail(c, "hidden_size %d is no multiple of num_attention_heads %d", s->hidden,
-                    s->n_heads);
-    s->head_dim = config_int(c, "head_dim", s->hidden / s->n_heads, 1, 4096);
     if (s->n_heads % s->n_kv_heads)
-        config_fail(c, "num_attention_heads %d is no multiple of num_key_value_heads %d",
-                    s->n_heads, s->n_kv_heads);
-    if (s->head_dim % 8)
+        config_fail(c, "%d attention heads are no multiple of %d KV heads", s->n_heads,
+                    s->n_kv_heads);
+    if (s->head_dim % 8 || s->head_dim < 8)
         config_fail(c, "head size %d is no multiple of 8", s->head_dim);
     if (s->head_dim > MAX_DIM / s->n_heads)
         config_fail(c, "%d heads of size %d are more than %d values", s->n_heads, s->head_dim,
                     MAX_DIM);
 }
 
+void config_sizes(struct model_spec *s, const struct config *c, const struct size_keys *k)
+{
+    if (!config_has(c, k->positions))
+        config_fail(c, "%s is missing", k->positions);
+    config_sizes_with_positions(s, c, k, 1);
+}
+
+void config_sizes_with_positions(struct model_spec *s, const struct config *c,
+                                 const struct size_keys *k, int positions)
+{
+    s->vocab_size = config_int_required(c, k->vocab, 1, 1 << 24);
+    s->hidden = config_int_required(c, k->hidden, 1, MAX_DIM);
+    s->n_layers = config_int_required(c, k->layers, 1, MAX_LAYERS);
+    s->n_heads = config_int_required(c, k->heads, 1, 4096);
+    s->n_kv_heads = k->kv_heads ? config_int(c, k->kv_heads, s->n_heads, 1, 4096) : s->n_heads;
+    int ffn = s->hidden <= MAX_DIM / 4 ? 4 * s->hidden : MAX_DIM;
+    s->ffn = k->ffn ? config_int(c, k->ffn, ffn, 1, MAX_DIM) : ffn;
+    s->max_position = config_int(c, k->positions, positions, 1, 1 << 28);
+    if (!config_has(c, "head_dim") && s->hidden % s->n_heads)
+        config_fail(c, "%s %d is no multiple of %s %d", k->hidden, s->hidden, k->heads, s->n_heads);
+    s->head_dim = config_int(c, "head_dim", s->hidden / s->n_heads, 1, 4096);
+    check_heads(s, c);
+    if (*c->st)
+        return;
+    s->attn_scale = (float)(1 / sqrt(s->head_dim));
+    if (!(s->layer = mem_zalloc((size_t)s->n_layers, sizeof *s->layer)))
+        *c->st = SL_FAIL(c->err, SL_ENOMEM, "%s: no memory for %d layers", c->path, s->n_layers);
+}
+
+bool config_layer_is_sliding(const struct model_spec *s, const struct config *c, int layer,
+                             bool fallback)
+{
+    const json_t *types = get(c, "layer_types");
+    if (!types)
+        return fallback;
+    if (json_array_size(types) != (size_t)s->n_layers) {
+        config_fail(c, "layer_types names %zu layers of %d", json_array_size(types), s->n_layers);
+        return fallback;
+    }
+    const char *kind = json_string_value(json_array_get(types, (size_t)layer));
+    if (kind && !strcmp(kind, "sliding_attention"))
+        return true;
+    if (!kind || strcmp(kind, "full_attention"))
+        config_fail(c, "layer_types: '%.32s' is not known", kind ? kind : "");
+    return false;
+}
+
+int config_rotary_dims(const struct model_spec *s, const struct config *c, const char *key,
+                       double fallback)
+{
+    const json_t *rope = get(c, "rope_parameters"); /* transformers 5 moves it in there */
+    struct config in = *c;
+    double share = config_real(c, key, fallback);
+    if (json_is_object(rope)) {
+        in.root = rope;
+        share = config_real(&in, "partial_rotary_factor", share);
+    }
+    if (!(share > 0 && share <= 1)) {
+        config_fail(c, "%s is %g; it must be between 0 and 1", key, share);
+        return 2;
+    }
+    return (int)(s->head_dim * share);
+}
+
 int spec_dim(const struct model_spec *s, enum dim d)
 {
+    int q = s->n_heads * s->head_dim, kv = s->n_kv_heads * s->head_dim;
     switch (d) {
     case DIM_1:
+    case DIM_ONE_ROW:
         return 1;
     case DIM_HIDDEN:
         return s->hidden;
@@ -152,12 +219,28 @@ int spec_dim(const struct model_spec *s, enum dim d)
         return s->vocab_size;
     case DIM_FFN:
         return s->ffn;
+    case DIM_2_FFN:
+        return 2 * s->ffn;
     case DIM_Q:
-        return s->n_heads * s->head_dim;
+        return q;
     case DIM_KV:
-        return s->n_kv_heads * s->head_dim;
+        return kv;
+    case DIM_QKV:
+        return q + 2 * kv;
     case DIM_HEAD:
         return s->head_dim;
+    case DIM_Q_NORM:
+        return s->qk_norm == QK_NORM_HEAD ? s->head_dim : q;
+    case DIM_K_NORM:
+        return s->qk_norm == QK_NORM_HEAD ? s->head_dim : kv;
+    case DIM_POSITIONS:
+        return s->n_positions;
+    case DIM_EXPERTS:
+        return s->n_experts;
+    case DIM_MOE_FFN:
+        return s->moe_ffn;
+    case DIM_SHARED_FFN:
+        return s->shared_ffn;
     }
     return 0;
 }
@@ -305,17 +388,7 @@ static void read_spec(struct model_spec *s, const struct config *c)
     s->rms = true;
     s->embed_scale = s->residual_scale = s->logit_scale = 1;
     read_dtype(s, c);
-    config_sizes(s, c);
-    if (*c->st)
-        return;
-    s->attn_scale = (float)(1 / sqrt(s->head_dim));
-    if (!(s->layer = mem_zalloc((size_t)s->n_layers, sizeof *s->layer))) {
-        *c->st = SL_FAIL(c->err, SL_ENOMEM, "%s: no memory for %d layers", c->path, s->n_layers);
-        return;
-    }
-    enum sl_status st = s->family->read(s, c);
-    if (st && *c->st == SL_OK)
-        *c->st = st;
+    s->family->read(s, c);
     if (*c->st)
         return;
     check_numbers(s, c);

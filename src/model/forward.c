@@ -13,42 +13,57 @@ struct widths {
 
 static struct widths widths(const struct model_spec *s)
 {
-    size_t q = (size_t)spec_dim(s, DIM_Q), kv = (size_t)spec_dim(s, DIM_KV), ffn = (size_t)s->ffn;
+    size_t q = (size_t)spec_dim(s, DIM_Q), kv = (size_t)spec_dim(s, DIM_KV);
+    size_t ffn = 0;
+    for (int l = 0; l < s->n_layers; l++) /* a mixture's experts use its own scratch */
+        ffn = s->layer[l].moe ? ffn : (size_t)s->ffn;
     return (struct widths){.hidden = (size_t)s->hidden,
                            .wide = max_size(q + 2 * kv, s->gated ? 2 * ffn : ffn),
                            .mid = max_size(q, ffn)};
 }
 
-size_t forward_bytes(const struct model_spec *s, size_t act_bytes, int max_tokens)
+static size_t moe_bytes(const struct forward *f, int max_tokens)
 {
-    struct widths w = widths(s);
-    size_t row = w.hidden * sizeof(float) + (2 * w.hidden + w.wide + w.mid) * act_bytes;
-    return row * (size_t)max_tokens;
+    size_t most = 0;
+    for (int l = 0; l < f->spec->n_layers; l++)
+        if (f->spec->layer[l].moe)
+            most = max_size(
+                most, f->ops->moe_bytes(&f->weights->set[1 + l].moe, f->spec->hidden, max_tokens));
+    return most;
+}
+
+size_t forward_bytes(const struct forward *f, int max_tokens)
+{
+    struct widths w = widths(f->spec);
+    size_t row = w.hidden * sizeof(float) + (2 * w.hidden + w.wide + w.mid) * f->ops->act_bytes;
+    return row * (size_t)max_tokens + moe_bytes(f, max_tokens);
 }
 
 enum sl_status forward_alloc(struct forward *f, int max_tokens, struct sl_err *err)
 {
     struct widths w = widths(f->spec);
     const struct ops *ops = f->ops;
-    size_t n = (size_t)max_tokens, act = ops->act_bytes;
+    size_t n = (size_t)max_tokens, act = ops->act_bytes, moe = moe_bytes(f, max_tokens);
     if ((f->h = ops->alloc(f->device, n * w.hidden * sizeof(float), "the residual", err)) &&
         (f->x = ops->alloc(f->device, n * w.hidden * act, "layer inputs", err)) &&
         (f->sub = ops->alloc(f->device, n * w.hidden * act, "layer outputs", err)) &&
         (f->wide = ops->alloc(f->device, n * w.wide * act, "wide activations", err)) &&
-        (f->mid = ops->alloc(f->device, n * w.mid * act, "inner activations", err)))
+        (f->mid = ops->alloc(f->device, n * w.mid * act, "inner activations", err)) &&
+        (!moe || (f->moe = ops->alloc(f->device, moe, "experts' activations", err))))
         return SL_OK;
     return SL_FAIL(err, SL_ENOMEM, "no memory for activations of %d tokens", max_tokens);
 }
 
 void forward_fini(struct forward *f)
 {
-    void *all[] = {f->h, f->x, f->sub, f->wide, f->mid};
+    void *all[] = {f->h, f->x, f->sub, f->wide, f->mid, f->moe};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         f->ops->free(f->device, all[i]);
     f->h = NULL;
-    f->x = f->sub = f->wide = f->mid = NULL;
+    f->x = f->sub = f->wide = f->mid = f->moe = NULL;
 }
 
+/* x -> sub */
 static void attention(const struct forward *f, int l, int rows)
 {
     const struct model_weights *w = f->weights;
@@ -61,30 +76,59 @@ static void attention(const struct forward *f, int l, int rows)
     ops->linear(f->device, f->sub, weights_matrix(w, SLOT_O, l), f->mid, rows);
 }
 
+/* x -> sub */
 static void mlp(const struct forward *f, int l, int rows)
 {
     const struct model_weights *w = f->weights;
     const struct ops *ops = f->ops;
+    if (f->spec->layer[l].moe) {
+        ops->moe(f->device, f->sub, f->x, &w->set[1 + l].moe, rows, f->moe);
+        return;
+    }
     ops->linear(f->device, f->wide, weights_matrix(w, SLOT_GATE_UP, l), f->x, rows);
     ops->act(f->device, f->mid, f->wide, f->spec->act, f->spec->gated, rows, f->spec->ffn);
     ops->linear(f->device, f->sub, weights_matrix(w, SLOT_DOWN, l), f->mid, rows);
 }
 
+/* sub = norm(sub), where the family has a norm there. */
+static void post_norm(const struct forward *f, enum slot slot, int l, int rows)
+{
+    const struct norm *norm = weights_norm(f->weights, slot, l);
+    if (norm)
+        f->ops->norm(f->device, f->sub, f->sub, norm, rows, f->spec->hidden);
+}
+
+/* h += sub; x = norm(h), or h itself where the family has no norm there. */
+static void add_norm(const struct forward *f, const void *sub, enum slot slot, int l, int rows)
+{
+    f->ops->add_norm(f->device, f->x, f->h, sub, f->spec->residual_scale,
+                     weights_norm(f->weights, slot, l), rows, f->spec->hidden);
+}
+
 void forward_run(const struct forward *f, int n_tokens)
 {
     const struct model_spec *s = f->spec;
-    const struct model_weights *w = f->weights;
     const struct ops *ops = f->ops;
-    ops->embed(f->device, f->h, weights_matrix(w, SLOT_EMBED, -1), s->embed_scale, NULL, 0);
-    ops->add_norm(f->device, f->x, f->h, NULL, 1, weights_norm(w, SLOT_ATTN_NORM, 0), n_tokens,
-                  s->hidden);
+    const struct weight *positions =
+        s->n_positions ? weights_matrix(f->weights, SLOT_POSITIONS, -1) : NULL;
+    ops->embed(f->device, f->h, weights_matrix(f->weights, SLOT_EMBED, -1), s->embed_scale,
+               positions, s->pos_offset);
+    add_norm(f, NULL, SLOT_ATTN_NORM, 0, n_tokens);
     for (int l = 0; l < s->n_layers; l++) {
         attention(f, l, n_tokens);
-        ops->add_norm(f->device, f->x, f->h, f->sub, s->residual_scale,
-                      weights_norm(w, SLOT_MLP_NORM, l), n_tokens, s->hidden);
+        post_norm(f, SLOT_ATTN_POST_NORM, l, n_tokens);
+        if (!s->parallel) {
+            add_norm(f, f->sub, SLOT_MLP_NORM, l, n_tokens);
+        } else {
+            if (!s->one_norm) /* of h as attention saw it */
+                add_norm(f, NULL, SLOT_MLP_NORM, l, n_tokens);
+            ops->add_norm(f->device, NULL, f->h, f->sub, s->residual_scale, NULL, n_tokens,
+                          s->hidden);
+        }
         mlp(f, l, n_tokens);
-        const struct norm *next = l + 1 < s->n_layers ? weights_norm(w, SLOT_ATTN_NORM, l + 1)
-                                                      : weights_norm(w, SLOT_FINAL_NORM, -1);
-        ops->add_norm(f->device, f->x, f->h, f->sub, s->residual_scale, next, n_tokens, s->hidden);
+        post_norm(f, SLOT_MLP_POST_NORM, l, n_tokens);
+        if (l + 1 < s->n_layers)
+            add_norm(f, f->sub, SLOT_ATTN_NORM, l + 1, n_tokens);
     }
+    add_norm(f, f->sub, SLOT_FINAL_NORM, -1, n_tokens);
 }

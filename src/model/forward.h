@@ -18,9 +18,11 @@ struct forward {
     void *wide; /* qkv, or gate and up */
     void *mid;  /* attention's output, or the activated MLP row */
     void *sub;  /* a sublayer's output, [max_tokens, hidden] */
+    void *moe;  /* scratch of a mixture of experts, NULL without */
 };
 
-size_t forward_bytes(const struct model_spec *s, size_t act_bytes, int max_tokens);
+/* What forward_alloc would take for f, whose buffers need not be there. */
+size_t forward_bytes(const struct forward *f, int max_tokens);
 /* Fills the buffers of f, whose other fields are set. On failure forward_fini frees what is there.
  */
 SL_MUST_CHECK enum sl_status forward_alloc(struct forward *f, int max_tokens, struct sl_err *err);

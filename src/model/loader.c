@@ -16,7 +16,7 @@ struct kept_buffer {
 /* One weight on its way: its parts as they are handed to the device. */
 struct staging {
     struct weight_source src;
-    void *temp[8]; /* copies that had to be made; src points into them */
+    void *temp[16]; /* copies that had to be made; src points into them */
     int n_temps;
     const char *name; /* of the first part, for messages */
 };
@@ -103,6 +103,54 @@ static void widen(float *out, const void *in, enum sl_dtype dtype, size_t n)
     }
 }
 
+/* The rows (or elements) of a [n_kv_heads, q heads of each + 2] arrangement of heads in the order
+ * q, k, v. */
+static void ungroup(char *out, const char *in, const struct model_spec *s, size_t row_bytes)
+{
+    size_t head = (size_t)s->head_dim * row_bytes;
+    int per_group = s->n_heads / s->n_kv_heads;
+    char *q = out, *k = q + (size_t)s->n_heads * head, *v = k + (size_t)s->n_kv_heads * head;
+    for (int g = 0; g < s->n_kv_heads; g++) {
+        memcpy(q, in, (size_t)per_group * head);
+        in += (size_t)per_group * head;
+        q += (size_t)per_group * head;
+        memcpy(k, in, head);
+        memcpy(v, in + head, head);
+        in += 2 * head;
+        k += head;
+        v += head;
+    }
+}
+
+static void transpose(char *out, const char *in, size_t rows, size_t cols, size_t bytes)
+{
+    enum { TILE = 32 }; /* a tile of input lines and output lines stays in the cache */
+    for (size_t r0 = 0; r0 < rows; r0 += TILE)
+        for (size_t c0 = 0; c0 < cols; c0 += TILE)
+            for (size_t r = r0; r < rows && r < r0 + TILE; r++)
+                for (size_t c = c0; c < cols && c < c0 + TILE; c++)
+                    memcpy(out + (r * cols + c) * bytes, in + (c * rows + r) * bytes, bytes);
+}
+
+/* Rows as the device wants them, from how this checkpoint stores them. */
+static enum sl_status rearrange(const struct load *l, struct staging *s,
+                                const struct plan_tensor *t, enum sl_dtype dtype, const void **data)
+{
+    size_t rows = (size_t)t->rows, cols = (size_t)t->cols, bytes = dtype_bytes(dtype);
+    void *out;
+    if (t->row->layout == AS_IS)
+        return SL_OK;
+    enum sl_status st = new_temp(l, s, rows * cols, bytes, &out);
+    if (st)
+        return st;
+    if (t->row->layout == TRANSPOSED)
+        transpose(out, *data, rows, cols, bytes);
+    else
+        ungroup(out, *data, l->req->spec, cols * bytes);
+    *data = out;
+    return SL_OK;
+}
+
 /* Large weights keep activations near size 1: a product of unit inputs has unit variance. */
 static enum sl_status make_up(const struct load *l, struct staging *s, const struct plan_tensor *t,
                               enum sl_dtype dtype, const void **out)
@@ -113,7 +161,7 @@ static enum sl_status make_up(const struct load *l, struct staging *s, const str
     if (st)
         return st;
     float mean = 0, width = 0.02f;
-    if (t->row->slot >= SLOT_N_MATRICES && !t->row->bias)
+    if (t->row->slot >= SLOT_NORMS && !t->row->bias)
         mean = 1 - l->req->spec->norm_add;
     else if (!t->row->bias)
         width = (float)sqrt(3.0 / t->cols);
@@ -141,10 +189,12 @@ static enum sl_status fetch(const struct load *l, struct staging *s, const struc
             widen(copy, data, has, n); /* mixed dtypes meet in f32 */
         data = copy;
     }
-    size_t bad = first_not_finite(data, dtype, n);
+    size_t bad = first_not_finite(data, dtype, n), width = (size_t)t->cols;
+    if (t->row->layout == TRANSPOSED)
+        width = (size_t)t->rows;
     if (bad < n)
         return SL_FAIL(l->err, SL_EFORMAT, "%s: tensor '%s' holds NaN or Inf (first at [%zu, %zu])",
-                       f->file, t->name, bad / (size_t)t->cols, bad % (size_t)t->cols);
+                       f->file, t->name, bad / width, bad % width);
     *out = data;
     return SL_OK;
 }
@@ -152,9 +202,9 @@ static enum sl_status fetch(const struct load *l, struct staging *s, const struc
 static enum sl_status get_values(const struct load *l, struct staging *s,
                                  const struct plan_tensor *t, enum sl_dtype dtype, const void **out)
 {
-    if (l->req->load_format == SL_LOAD_DUMMY)
-        return make_up(l, s, t, dtype, out);
-    return fetch(l, s, t, dtype, out);
+    enum sl_status st = l->req->load_format == SL_LOAD_DUMMY ? make_up(l, s, t, dtype, out)
+                                                             : fetch(l, s, t, dtype, out);
+    return st ? st : rearrange(l, s, t, dtype, out);
 }
 
 /* The dtype that all n tensors have, or f32 when they differ. */
@@ -172,7 +222,7 @@ static enum sl_dtype common_dtype(const struct load *l, const struct plan_tensor
 
 static enum sl_status choose_format(const struct load *l, enum slot slot, enum wformat *out)
 {
-    const char *q = l->req->quantization;
+    const char *q = slot == SLOT_ROUTER || slot == SLOT_SHARED_GATE ? NULL : l->req->quantization;
     if (!q) {
         *out = l->req->dtype == SL_DTYPE_F32   ? W_F32
                : l->req->dtype == SL_DTYPE_F16 ? W_F16
@@ -180,6 +230,10 @@ static enum sl_status choose_format(const struct load *l, enum slot slot, enum w
         return SL_OK;
     }
     bool table = slot == SLOT_EMBED || slot == SLOT_LM_HEAD; /* these stay at 8 bits or more */
+    if (slot == SLOT_POSITIONS) {
+        *out = W_F32; /* small, and read by row */
+        return SL_OK;
+    }
     if (!strcmp(q, "int8") || (table && !strcmp(q, "int4")))
         *out = W_I8;
     else if (!strcmp(q, "int4"))
@@ -225,11 +279,21 @@ static enum sl_status stage_matrix(const struct load *l, struct staging *s,
     return SL_OK;
 }
 
+static struct weight *target(const struct model_weights *w, const struct plan_tensor *t)
+{
+    struct weight_set *set = &w->set[t->layer + 1];
+    if (t->row->slot == SLOT_EXPERT_GATE_UP)
+        return &set->gate_up[t->index];
+    if (t->row->slot == SLOT_EXPERT_DOWN)
+        return &set->down[t->index];
+    return &set->matrix[t->row->slot];
+}
+
 static enum sl_status load_matrix(const struct load *l, const struct plan_tensor *t, int n)
 {
     enum wformat format = W_F32;
     struct staging s = {.name = t->name};
-    struct weight *out = &l->w->set[t->layer + 1].matrix[t->row->slot];
+    struct weight *out = target(l->w, t);
     enum sl_status st = choose_format(l, t->row->slot, &format);
     if (st == SL_OK)
         st = stage_matrix(l, &s, t, n);
@@ -243,16 +307,39 @@ static enum sl_status load_matrix(const struct load *l, const struct plan_tensor
     return st;
 }
 
-static enum sl_status load_vector(const struct load *l, const struct plan_tensor *t)
+/* t[0 .. n): one vector, or those of n heads to be laid end to end. */
+static enum sl_status stage_vector(const struct load *l, struct staging *s,
+                                   const struct plan_tensor *t, int n, enum sl_dtype *dtype,
+                                   const void **out)
+{
+    *dtype = n == 1 ? common_dtype(l, t, 1) : SL_DTYPE_F32;
+    if (n == 1)
+        return get_values(l, s, t, *dtype, out);
+    float *all;
+    void *temp = NULL;
+    enum sl_status st = new_temp(l, s, (size_t)n * (size_t)t->rows, sizeof *all, &temp);
+    *out = all = temp;
+    for (int i = 0; st == SL_OK && i < n; i++) {
+        struct staging one = {.name = t[i].name};
+        const void *part = NULL;
+        st = get_values(l, &one, &t[i], SL_DTYPE_F32, &part);
+        if (st == SL_OK)
+            memcpy(all + (size_t)i * (size_t)t->rows, part, (size_t)t->rows * sizeof *all);
+        staging_fini(&one);
+    }
+    return st;
+}
+
+static enum sl_status load_vector(const struct load *l, const struct plan_tensor *t, int n)
 {
     const struct model_spec *spec = l->req->spec;
-    struct norm *out = &l->w->set[t->layer + 1].norm[t->row->slot - SLOT_N_MATRICES];
+    struct norm *out = &l->w->set[t->layer + 1].norm[t->row->slot - SLOT_NORMS];
     struct staging s = {.name = t->name};
-    enum sl_dtype dtype = common_dtype(l, t, 1);
+    enum sl_dtype dtype;
     const void *data = NULL;
-    enum sl_status st = get_values(l, &s, t, dtype, &data);
+    enum sl_status st = stage_vector(l, &s, t, n, &dtype, &data);
     if (st == SL_OK) {
-        float *v = l->req->ops->vector_prepare(l->req->device, data, dtype, t->rows * t->cols,
+        float *v = l->req->ops->vector_prepare(l->req->device, data, dtype, n * t->rows,
                                                t->row->bias ? 0 : spec->norm_add, l->err);
         if (!v)
             st = SL_FAIL(l->err, SL_ENOMEM, "no device memory for tensor '%s'", t->name);
@@ -267,21 +354,54 @@ static enum sl_status load_vector(const struct load *l, const struct plan_tensor
     return st;
 }
 
+/* Whether b belongs to the same weight as a, which stands before it. */
+static bool same_weight(const struct plan_tensor *a, const struct plan_tensor *b)
+{
+    if (a->layer != b->layer || a->row->slot != b->row->slot)
+        return false;
+    if (a->row->slot >= SLOT_NORMS)
+        return a->row == b->row; /* a norm's weight and bias are two vectors */
+    return a->index == b->index;
+}
+
 static enum sl_status load_all(const struct load *l, const struct plan *p)
 {
     enum sl_status st = SL_OK;
     for (int i = 0, n; st == SL_OK && i < p->n; i += n) {
         const struct plan_tensor *t = &p->tensor[i];
-        n = 1;
-        if (t->row->slot >= SLOT_N_MATRICES) {
-            st = load_vector(l, t);
-            continue;
-        }
-        while (i + n < p->n && t[n].layer == t->layer && t[n].row->slot == t->row->slot)
+        for (n = 1; i + n < p->n && same_weight(t, &t[n]);)
             n++;
-        st = load_matrix(l, t, n);
+        st = t->row->slot >= SLOT_NORMS ? load_vector(l, t, n) : load_matrix(l, t, n);
     }
     return st;
+}
+
+/* The slopes of the ALiBi paper: powers of 2^(-8/n) for n heads; when n is no power of two, those
+ * of the next smaller one, then every other one of the next larger. */
+static double alibi_slope(int head, int n_heads)
+{
+    int pow2 = 1;
+    while (2 * pow2 <= n_heads)
+        pow2 *= 2;
+    if (head < pow2)
+        return exp2(-8.0 * (head + 1) / pow2);
+    return exp2(-4.0 * (2 * (head - pow2) + 1) / pow2);
+}
+
+static enum sl_status load_alibi(const struct load *l)
+{
+    const struct model_spec *s = l->req->spec;
+    if (s->alibi_scale == 0)
+        return SL_OK;
+    float *slope = mem_alloc((size_t)s->n_heads, sizeof *slope);
+    if (!slope)
+        return SL_FAIL(l->err, SL_ENOMEM, "no memory for ALiBi slopes");
+    for (int i = 0; i < s->n_heads; i++)
+        slope[i] = (float)(alibi_slope(i, s->n_heads) * (double)s->alibi_scale);
+    l->w->alibi =
+        l->req->ops->vector_prepare(l->req->device, slope, SL_DTYPE_F32, s->n_heads, 0, l->err);
+    mem_free(slope);
+    return l->w->alibi ? SL_OK : SL_FAIL(l->err, SL_ENOMEM, "no device memory for ALiBi slopes");
 }
 
 static enum sl_status load_ropes(const struct load *l)
@@ -300,13 +420,57 @@ static enum sl_status load_ropes(const struct load *l)
     return SL_OK;
 }
 
+static bool make_moe(const struct model_spec *s, struct weight_set *set)
+{
+    set->gate_up = mem_zalloc((size_t)s->n_experts, sizeof *set->gate_up);
+    set->down = mem_zalloc((size_t)s->n_experts, sizeof *set->down);
+    set->moe = (struct moe){.n_experts = s->n_experts,
+                            .top_k = s->top_k,
+                            .ffn = s->moe_ffn,
+                            .shared_ffn = s->shared_ffn,
+                            .renormalize = s->renormalize,
+                            .act = s->act,
+                            .router = &set->matrix[SLOT_ROUTER],
+                            .gate_up = set->gate_up,
+                            .down = set->down};
+    if (s->shared_ffn) {
+        set->moe.shared_gate_up = &set->matrix[SLOT_SHARED_GATE_UP];
+        set->moe.shared_down = &set->matrix[SLOT_SHARED_DOWN];
+    }
+    if (s->shared_gate)
+        set->moe.shared_gate = &set->matrix[SLOT_SHARED_GATE];
+    return set->gate_up && set->down;
+}
+
+static enum sl_status make_sets(const struct load *l)
+{
+    const struct model_spec *s = l->req->spec;
+    struct model_weights *w = l->w;
+    w->n_sets = 1 + s->n_layers;
+    w->n_experts = s->n_experts;
+    bool ok = (w->set = mem_zalloc((size_t)w->n_sets, sizeof *w->set)) != NULL;
+    for (int i = 0; ok && i < s->n_layers; i++)
+        ok = !s->layer[i].moe || make_moe(s, &w->set[1 + i]);
+    return ok ? SL_OK : SL_FAIL(l->err, SL_ENOMEM, "no memory for %d layers' weights", s->n_layers);
+}
+
 static bool any_borrowed(const struct model_weights *w)
 {
     for (int i = 0; i < w->n_sets; i++)
         for (int s = 0; s < SLOT_N_MATRICES; s++)
             if (w->set[i].matrix[s].borrowed)
                 return true;
+    for (int i = 0; i < w->n_sets; i++)
+        for (int e = 0; w->set[i].gate_up && e < w->n_experts; e++)
+            if (w->set[i].gate_up[e].borrowed || w->set[i].down[e].borrowed)
+                return true;
     return false;
+}
+
+static void release(const struct model_weights *w, struct weight *m)
+{
+    if (m->data)
+        w->ops->weight_release(w->device, m);
 }
 
 enum sl_status weights_load(struct model_weights *w, const struct load_request *req,
@@ -321,15 +485,14 @@ enum sl_status weights_load(struct model_weights *w, const struct load_request *
         if (st == SL_OK)
             st = plan_bind(&plan, req->spec, w->mapped, err);
     }
-    if (st == SL_OK) {
-        w->n_sets = 1 + req->spec->n_layers;
-        if (!(w->set = mem_zalloc((size_t)w->n_sets, sizeof *w->set)))
-            st = SL_FAIL(err, SL_ENOMEM, "no memory for %d layers' weights", w->n_sets - 1);
-    }
+    if (st == SL_OK)
+        st = make_sets(&l);
     if (st == SL_OK)
         st = load_all(&l, &plan);
     if (st == SL_OK)
         st = load_ropes(&l);
+    if (st == SL_OK)
+        st = load_alibi(&l);
     plan_fini(&plan);
     if (st)
         weights_fini(w);
@@ -342,15 +505,24 @@ void weights_fini(struct model_weights *w)
 {
     for (int i = 0; w->set && i < w->n_sets; i++) {
         for (int s = 0; s < SLOT_N_MATRICES; s++)
-            if (w->set[i].matrix[s].data)
-                w->ops->weight_release(w->device, &w->set[i].matrix[s]);
-        for (int s = 0; s < SLOT_N - SLOT_N_MATRICES; s++) {
+            release(w, &w->set[i].matrix[s]);
+        for (int e = 0; e < w->n_experts; e++) {
+            if (w->set[i].gate_up)
+                release(w, &w->set[i].gate_up[e]);
+            if (w->set[i].down)
+                release(w, &w->set[i].down[e]);
+        }
+        mem_free(w->set[i].gate_up);
+        mem_free(w->set[i].down);
+        for (int s = 0; s < SLOT_N - SLOT_NORMS; s++) {
             w->ops->free(w->device, (void *)w->set[i].norm[s].w);
             w->ops->free(w->device, (void *)w->set[i].norm[s].b);
         }
     }
     for (int i = 0; i < w->n_ropes; i++)
         w->ops->free(w->device, (void *)w->rope[i].inv_freq);
+    if (w->alibi)
+        w->ops->free(w->device, w->alibi);
     mem_free(w->set);
     safetensors_close(&w->mapped);
     for (struct kept_buffer *k = w->kept, *next; k; k = next) {

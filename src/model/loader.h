@@ -12,14 +12,17 @@
 /* One layer's weights, or the model's own (embedding, final norm, lm_head). */
 struct weight_set {
     struct weight matrix[SLOT_N_MATRICES];
-    struct norm norm[SLOT_N - SLOT_N_MATRICES]; /* w NULL: this model has none */
+    struct norm norm[SLOT_N - SLOT_NORMS]; /* w NULL: this model has none */
+    struct weight *gate_up, *down;         /* [n_experts] where the layer has experts */
+    struct moe moe;                        /* all of it, for ops->moe */
 };
 
 struct model_weights {
     struct weight_set *set; /* [1 + n_layers]: the model's, then each layer's */
-    int n_sets;
+    int n_sets, n_experts;
     struct rope rope[ROPES_MAX];
     int n_ropes;
+    float *alibi; /* [n_heads] or NULL */
     size_t bytes; /* of all matrices */
     const struct ops *ops;
     struct device *device;
@@ -52,7 +55,7 @@ static inline const struct weight *weights_matrix(const struct model_weights *w,
 /* NULL where the model has no such norm. */
 static inline const struct norm *weights_norm(const struct model_weights *w, enum slot s, int layer)
 {
-    const struct norm *n = &w->set[layer + 1].norm[s - SLOT_N_MATRICES];
+    const struct norm *n = &w->set[layer + 1].norm[s - SLOT_NORMS];
     return n->w ? n : NULL;
 }
 

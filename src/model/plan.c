@@ -5,32 +5,74 @@
 #include <stdlib.h>
 #include <string.h>
 
-bool plan_has_row(const struct model_spec *s, const struct tensor_row *row)
+/* Whether this spec has the row (in this layer). */
+static bool has_row(const struct model_spec *s, const struct tensor_row *row, int layer)
 {
     unsigned have = 0;
-    if (!s->tied)
-        have |= WHEN_UNTIED;
-    if (s->qkv_bias)
-        have |= WHEN_QKV_BIAS;
-    if (s->o_bias)
-        have |= WHEN_O_BIAS;
-    if (s->mlp_bias)
-        have |= WHEN_MLP_BIAS;
-    if (s->qk_norm)
-        have |= WHEN_QK_NORM;
+    have |= s->tied ? 0 : WHEN_UNTIED;
+    have |= s->qkv_bias ? WHEN_QKV_BIAS : 0;
+    have |= s->o_bias ? WHEN_O_BIAS : 0;
+    have |= s->mlp_bias ? WHEN_MLP_BIAS : 0;
+    have |= s->has_qk_norm ? WHEN_QK_NORM : 0;
+    have |= s->one_norm ? 0 : WHEN_TWO_NORMS;
+    have |= layer >= 0 && s->layer[layer].moe ? WHEN_MOE : WHEN_DENSE;
+    have |= s->other_names ? WHEN_OTHER_NAME : WHEN_ONE_NAME;
+    have |= s->shared_ffn ? WHEN_SHARED : 0;
+    have |= s->shared_gate ? WHEN_SHARED_GATE : 0;
     return (have & row->when) == row->when;
+}
+
+static int times(const struct model_spec *s, const struct tensor_row *row)
+{
+    switch (row->times) {
+    case ONCE:
+        return 1;
+    case PER_Q_HEAD:
+        return s->n_heads;
+    case PER_KV_HEAD:
+        return s->n_kv_heads;
+    case PER_EXPERT:
+        return s->n_experts;
+    }
+    return 0;
+}
+
+/* Calls fn for every tensor of the spec, in the table's order. */
+typedef bool (*tensor_fn)(void *ctx, const struct tensor_row *row, int layer, int index);
+static bool each_tensor(const struct model_spec *s, tensor_fn fn, void *ctx)
+{
+    for (const struct tensor_row *r = s->family->rows; r->name; r++) {
+        bool in_layer = slot_is_layer(r->slot);
+        for (int l = in_layer ? 0 : -1; l < (in_layer ? s->n_layers : 0); l++)
+            for (int i = 0; has_row(s, r, l) && i < times(s, r); i++)
+                if (!fn(ctx, r, l, i))
+                    return false;
+    }
+    return true;
+}
+
+struct counting {
+    const struct model_spec *s;
+    uint64_t params;
+    size_t n;
+};
+
+static bool count_tensor(void *ctx, const struct tensor_row *r, int layer, int index)
+{
+    struct counting *c = ctx;
+    (void)layer;
+    c->n++;
+    bool table = (r->slot == SLOT_EMBED && !c->s->tied) || r->slot == SLOT_POSITIONS;
+    if (!table && (r->times != PER_EXPERT || index < c->s->top_k))
+        c->params += (uint64_t)spec_dim(c->s, r->rows) * (uint64_t)spec_dim(c->s, r->cols);
+    return true;
 }
 
 uint64_t plan_step_parameters(const struct model_spec *s)
 {
-    uint64_t total = 0;
-    for (const struct tensor_row *r = s->family->rows; r->name; r++) {
-        if (!plan_has_row(s, r) || (r->slot == SLOT_EMBED && !s->tied))
-            continue;
-        uint64_t n = (uint64_t)spec_dim(s, r->rows) * (uint64_t)spec_dim(s, r->cols);
-        total += slot_is_layer(r->slot) ? n * (uint64_t)s->n_layers : n;
-    }
-    return total;
+    struct counting c = {.s = s};
+    each_tensor(s, count_tensor, &c);
+    return c.params;
 }
 
 static int by_slot(const void *a, const void *b)
@@ -40,49 +82,60 @@ static int by_slot(const void *a, const void *b)
         return x->layer < y->layer ? -1 : 1;
     if (x->row->slot != y->row->slot)
         return x->row->slot < y->row->slot ? -1 : 1;
+    if (x->index != y->index)
+        return x->index < y->index ? -1 : 1;
     if (x->row->bias != y->row->bias)
         return x->row->bias ? 1 : -1;
     return x->row->part - y->row->part;
 }
 
-/* "a.%d.b" with the layer's number. */
-static const char *expand(struct arena *a, const char *pattern, int layer)
+/* "a.%d.b" with the layer's number, and the same for "%e" and the index. */
+static const char *expand(struct arena *a, const char *pattern, int layer, int index)
 {
     char name[256];
-    const char *hole = strstr(pattern, "%d");
-    if (hole)
-        snprintf(name, sizeof name, "%.*s%d%s", (int)(hole - pattern), pattern, layer, hole + 2);
-    else
-        snprintf(name, sizeof name, "%s", pattern);
-    return arena_strndup(a, name, strlen(name));
+    size_t n = 0;
+    for (const char *p = pattern; *p && n < sizeof name - 16; p++) {
+        if (p[0] == '%') {
+            n += (size_t)snprintf(name + n, sizeof name - n, "%d", p[1] == 'd' ? layer : index);
+            p++;
+        } else {
+            name[n++] = *p;
+        }
+    }
+    name[n] = 0;
+    return arena_strndup(a, name, n);
+}
+
+struct planning {
+    struct plan *p;
+    const struct model_spec *s;
+};
+
+static bool plan_tensor(void *ctx, const struct tensor_row *r, int layer, int index)
+{
+    struct planning *x = ctx;
+    struct plan_tensor *t = &x->p->tensor[x->p->n++];
+    *t = (struct plan_tensor){.row = r,
+                              .layer = layer,
+                              .index = index,
+                              .rows = spec_dim(x->s, r->rows),
+                              .cols = spec_dim(x->s, r->cols)};
+    t->name = expand(&x->p->arena, r->name, layer, index);
+    return t->name != NULL;
 }
 
 enum sl_status plan_create(struct plan *p, const struct model_spec *s, struct sl_err *err)
 {
-    size_t n = 0;
+    struct counting c = {.s = s};
+    struct planning x = {p, s};
     *p = (struct plan){0};
-    for (const struct tensor_row *r = s->family->rows; r->name; r++)
-        if (plan_has_row(s, r))
-            n += slot_is_layer(r->slot) ? (size_t)s->n_layers : 1;
-    if (!(p->tensor = mem_zalloc(n, sizeof *p->tensor)))
-        goto no_memory;
-    for (const struct tensor_row *r = s->family->rows; r->name; r++) {
-        if (!plan_has_row(s, r))
-            continue;
-        bool in_layer = slot_is_layer(r->slot);
-        for (int l = in_layer ? 0 : -1; l < (in_layer ? s->n_layers : 0); l++) {
-            struct plan_tensor *t = &p->tensor[p->n++];
-            *t = (struct plan_tensor){
-                .row = r, .layer = l, .rows = spec_dim(s, r->rows), .cols = spec_dim(s, r->cols)};
-            if (!(t->name = expand(&p->arena, r->name, l)))
-                goto no_memory;
-        }
+    each_tensor(s, count_tensor, &c);
+    if (!(p->tensor = mem_zalloc(c.n, sizeof *p->tensor)) || !each_tensor(s, plan_tensor, &x)) {
+        plan_fini(p);
+        return SL_FAIL(err, SL_ENOMEM, "no memory for a list of %zu tensors", c.n);
     }
     qsort(p->tensor, (size_t)p->n, sizeof *p->tensor, by_slot);
     return SL_OK;
-no_memory:
-    plan_fini(p);
-    return SL_FAIL(err, SL_ENOMEM, "no memory for a list of %zu tensors", n);
 }
 
 void plan_fini(struct plan *p)
@@ -105,7 +158,9 @@ static void format_shape(char *buf, size_t n, const uint64_t *dim, int n_dims)
 static enum sl_status check_tensor(const struct plan_tensor *t, struct sl_err *err)
 {
     const struct st_tensor *f = t->found;
-    uint64_t want[2] = {(uint64_t)t->rows, (uint64_t)t->cols};
+    bool turned = t->row->layout == TRANSPOSED;
+    uint64_t want[2] = {(uint64_t)(turned ? t->cols : t->rows),
+                        (uint64_t)(turned ? t->rows : t->cols)};
     int n_dims = t->row->cols == DIM_1 ? 1 : 2;
     if (f->n_dims != n_dims || memcmp(f->dim, want, sizeof *want * (size_t)n_dims)) {
         char is[200], should[64];
@@ -137,6 +192,17 @@ static bool may_ignore(const struct model_spec *s, const char *name)
         if (r->slot == SLOT_LM_HEAD && s->tied && !strcmp(name, r->name))
             return true; /* a copy of the embedding table */
     return false;
+}
+
+/* Some checkpoints were saved without the outermost module's name. */
+static const struct st_tensor *find(const struct model_spec *s, const struct safetensors *st,
+                                    const char *name)
+{
+    const struct st_tensor *t = safetensors_find(st, name);
+    const char *prefix = s->family->prefix;
+    if (!t && prefix && !strncmp(name, prefix, strlen(prefix)))
+        t = safetensors_find(st, name + strlen(prefix));
+    return t;
 }
 
 static int by_found(const void *a, const void *b)
@@ -182,7 +248,7 @@ enum sl_status plan_bind(struct plan *p, const struct model_spec *s, const struc
     int n_missing = 0;
     for (int i = 0; i < p->n; i++) {
         struct plan_tensor *t = &p->tensor[i];
-        if (!(t->found = safetensors_find(st, t->name)) && !n_missing++)
+        if (!(t->found = find(s, st, t->name)) && !n_missing++)
             missing = t->name;
     }
     if (n_missing) {

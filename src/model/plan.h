@@ -14,11 +14,13 @@ struct plan_tensor {
     const struct tensor_row *row;
     const char *name; /* in the plan's arena */
     int layer;        /* -1: the model's */
+    int index;        /* of head or expert, 0 */
     int rows, cols;
     const struct st_tensor *found; /* NULL until plan_bind, and for dummy weights */
 };
 
-/* Entries of one slot and layer stand together, parts in order, weights before biases. */
+/* Entries of one slot and layer stand together: experts and heads in order, of each the weights
+ * before the biases, parts in order. */
 struct plan {
     struct plan_tensor *tensor;
     int n;
@@ -30,8 +32,6 @@ SL_MUST_CHECK enum sl_status plan_create(struct plan *p, const struct model_spec
 void plan_fini(struct plan *p);
 SL_MUST_CHECK enum sl_status plan_bind(struct plan *p, const struct model_spec *s,
                                        const struct safetensors *st, struct sl_err *err);
-/* Whether this spec has the row at all. */
-bool plan_has_row(const struct model_spec *s, const struct tensor_row *row);
 /* Parameters that a decode step reads: everything but an untied embedding table. */
 uint64_t plan_step_parameters(const struct model_spec *s);
 

@@ -214,6 +214,19 @@ static const struct backend_ops runner_ops = {.submit = runner_submit,
                                               .now_ns = runner_now,
                                               .destroy = runner_destroy};
 
+static enum sl_status check_features(const struct runner_config *cfg, struct sl_err *err)
+{
+    const struct model_spec *s = cfg->spec;
+    unsigned needs = 0;
+    needs |= s->has_qk_norm && s->qk_norm != QK_NORM_HEAD ? OPS_QK_NORM_KINDS : 0;
+    needs |= s->no_pre_norm ? OPS_NO_NORM : 0;
+    needs |= s->n_experts ? OPS_MOE : 0;
+    if (needs & ~cfg->ops->features)
+        return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "device", "%s does not run on device %s yet",
+                             s->architecture, cfg->ops->name);
+    return SL_OK;
+}
+
 static enum sl_dtype choose_dtype(const struct runner_config *cfg)
 {
     static const enum sl_dtype instead[] = {SL_DTYPE_BF16, SL_DTYPE_F16, SL_DTYPE_F32};
@@ -261,6 +274,7 @@ static enum sl_status make_layers(struct runner *r, struct sl_err *err)
         r->attn[l] = (struct attn_spec){.n_heads = s->n_heads,
                                         .n_kv_heads = s->n_kv_heads,
                                         .head_dim = s->head_dim,
+                                        .qk_norm = s->qk_norm,
                                         .group = s->layer[l].group,
                                         .layer_in_group = s->layer[l].layer_in_group,
                                         .scale = s->attn_scale,
@@ -286,7 +300,10 @@ static enum sl_status load(struct runner *r, const struct runner_config *cfg, en
                                .quantization = cfg->quantization,
                                .ops = cfg->ops,
                                .device = cfg->device};
-    return weights_load(&r->weights, &req, err);
+    enum sl_status st = weights_load(&r->weights, &req, err);
+    for (int l = 0; st == SL_OK && l < r->spec->n_layers; l++)
+        r->attn[l].alibi = r->weights.alibi;
+    return st;
 }
 
 enum sl_status runner_create(struct runner **out, const struct runner_config *cfg,
@@ -310,6 +327,8 @@ enum sl_status runner_create(struct runner **out, const struct runner_config *cf
         st = SL_FAIL_PARAM(err, SL_ENOSUPPORT, "dtype", "device %s does not run this dtype",
                            cfg->ops->name);
     if (st == SL_OK)
+        st = check_features(cfg, err);
+    if (st == SL_OK)
         st = choose_kv_format(cfg->kv_cache_dtype, dtype, &r->kv_format, err);
     if (st == SL_OK)
         st = make_layers(r, err);
@@ -332,7 +351,8 @@ static int logits_rows(const struct runner *r, const struct batch_limits *limits
 
 size_t runner_activation_bytes(const struct runner *r, const struct batch_limits *limits)
 {
-    return forward_bytes(r->spec, r->ops->act_bytes, limits->max_tokens) +
+    const struct forward f = {.spec = r->spec, .weights = &r->weights, .ops = r->ops};
+    return forward_bytes(&f, limits->max_tokens) +
            (size_t)logits_rows(r, limits) * (size_t)r->spec->vocab_size * sizeof(float);
 }
 

@@ -297,17 +297,23 @@ static enum sl_status map_file(struct safetensors *s, const char *path, struct s
     return st;
 }
 
+/* s->map has room for one more. */
+static enum sl_status add_path(struct safetensors *s, const char *path, struct sl_err *err)
+{
+    enum sl_status st = map_file(s, path, err);
+    if (st)
+        return st;
+    const struct mapping *m = &s->map[s->n_maps - 1];
+    return read_header(s, m->addr, m->bytes, path, err);
+}
+
 static enum sl_status add_file(struct safetensors *s, const char *dir, const char *name,
                                struct sl_err *err)
 {
     char *path = path_join(dir, name);
     if (!path)
         return SL_FAIL(err, SL_ENOMEM, "%s: no memory for its path", name);
-    enum sl_status st = map_file(s, path, err);
-    if (st == SL_OK) {
-        const struct mapping *m = &s->map[s->n_maps - 1];
-        st = read_header(s, m->addr, m->bytes, path, err);
-    }
+    enum sl_status st = add_path(s, path, err);
     mem_free(path);
     return st;
 }
@@ -420,13 +426,22 @@ static bool exists(const char *dir, const char *name)
     return n < (int)sizeof path && access(path, F_OK) == 0;
 }
 
+static enum sl_status open_path(struct safetensors *s, const char *path, struct sl_err *err)
+{
+    if (!(s->map = mem_zalloc(1, sizeof *s->map)))
+        return SL_FAIL(err, SL_ENOMEM, "safetensors: no memory for a shard");
+    enum sl_status st = add_path(s, path, err);
+    return st ? st : sort_names(s, err);
+}
+
 static enum sl_status open_folder(struct safetensors *s, const char *dir, struct sl_err *err)
 {
     if (exists(dir, "model.safetensors")) {
-        if (!(s->map = mem_zalloc(1, sizeof *s->map)))
-            return SL_FAIL(err, SL_ENOMEM, "safetensors: no memory for a shard");
-        enum sl_status st = add_file(s, dir, "model.safetensors", err);
-        return st ? st : sort_names(s, err);
+        char *path = path_join(dir, "model.safetensors");
+        enum sl_status st = path ? open_path(s, path, err)
+                                 : SL_FAIL(err, SL_ENOMEM, "safetensors: no memory for a path");
+        mem_free(path);
+        return st;
     }
     if (!exists(dir, "model.safetensors.index.json"))
         return SL_FAIL(
@@ -444,17 +459,29 @@ static enum sl_status open_folder(struct safetensors *s, const char *dir, struct
     return st;
 }
 
-enum sl_status safetensors_open(struct safetensors **out, const char *dir, struct sl_err *err)
+static enum sl_status finish(struct safetensors **out, struct safetensors *s, enum sl_status st)
 {
-    struct safetensors *s = mem_zalloc(1, sizeof *s);
-    if (!s)
-        return SL_FAIL(err, SL_ENOMEM, "safetensors: no memory");
-    enum sl_status st = open_folder(s, dir, err);
     if (st)
         safetensors_close(&s);
     else
         *out = s;
     return st;
+}
+
+enum sl_status safetensors_open(struct safetensors **out, const char *dir, struct sl_err *err)
+{
+    struct safetensors *s = mem_zalloc(1, sizeof *s);
+    if (!s)
+        return SL_FAIL(err, SL_ENOMEM, "safetensors: no memory");
+    return finish(out, s, open_folder(s, dir, err));
+}
+
+enum sl_status safetensors_open_file(struct safetensors **out, const char *path, struct sl_err *err)
+{
+    struct safetensors *s = mem_zalloc(1, sizeof *s);
+    if (!s)
+        return SL_FAIL(err, SL_ENOMEM, "safetensors: no memory");
+    return finish(out, s, open_path(s, path, err));
 }
 
 enum sl_status safetensors_parse(struct safetensors **out, const void *bytes, size_t n,
@@ -466,11 +493,7 @@ enum sl_status safetensors_parse(struct safetensors **out, const void *bytes, si
     enum sl_status st = read_header(s, bytes, n, file, err);
     if (st == SL_OK)
         st = sort_names(s, err);
-    if (st)
-        safetensors_close(&s);
-    else
-        *out = s;
-    return st;
+    return finish(out, s, st);
 }
 
 void safetensors_close(struct safetensors **s)

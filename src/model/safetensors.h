@@ -50,6 +50,9 @@ struct safetensors;
 /* SL_ENOTFOUND: the folder has no safetensors files. */
 SL_MUST_CHECK enum sl_status safetensors_open(struct safetensors **out, const char *dir,
                                               struct sl_err *err);
+/* One file by its path. */
+SL_MUST_CHECK enum sl_status safetensors_open_file(struct safetensors **out, const char *path,
+                                                   struct sl_err *err);
 /* One file's content in memory (tests, fuzzing); borrowed until close. */
 SL_MUST_CHECK enum sl_status safetensors_parse(struct safetensors **out, const void *bytes,
                                                size_t n, const char *file, struct sl_err *err);

@@ -26,6 +26,7 @@ struct layer_spec {
     int window;                /* positions a row can see, itself included; 0: all */
     int rope;                  /* index into rope[], -1: none */
     int group, layer_in_group; /* in the KV cache */
+    bool moe;                  /* experts in place of the MLP */
 };
 
 struct model_spec {
@@ -36,13 +37,24 @@ struct model_spec {
 
     bool rms; /* else layernorm */
     float norm_eps;
-    float norm_add; /* added to norm weights: 1 where the checkpoint stores w - 1 */
+    float norm_add;   /* added to norm weights: 1 where the checkpoint stores w - 1 */
+    bool no_pre_norm; /* sublayers read h itself; their outputs are normed (OLMo 2) */
+    bool parallel;    /* h + attention(norm(h)) + mlp(norm'(h)), one addition after the other */
+    bool one_norm;    /* parallel: the MLP reads attention's input */
+    bool other_names; /* the family's second set of tensor names */
 
-    bool qkv_bias, o_bias, qk_norm /* per head */;
+    bool qkv_bias, o_bias, has_qk_norm;
+    enum qk_norm qk_norm;
     float attn_scale, attn_softcap;
+    float alibi_scale; /* factor on ALiBi slopes, 0: no ALiBi */
+    int pos_offset;    /* of learned positions */
+    int n_positions;   /* rows of their table, 0: none */
 
     bool gated, mlp_bias;
     enum act_kind act;
+
+    int n_experts, top_k, moe_ffn, shared_ffn; /* n_experts 0: no layer has experts */
+    bool renormalize, shared_gate;
 
     int n_ropes;
     struct rope_spec rope[ROPES_MAX];
@@ -56,60 +68,116 @@ struct model_spec {
 
 /* ---- checkpoint tensors ---------------------------------------------------------------------- */
 
-/* Where a tensor goes. Matrices first, then norms; those before SLOT_FIRST_LAYER_* are the model's,
- * the others every layer's. */
+/* Where a tensor goes. Matrices first, then experts, then norms. */
 enum slot {
     SLOT_EMBED,
+    SLOT_POSITIONS,
     SLOT_LM_HEAD,
     SLOT_QKV, /* parts 0, 1, 2: stacked by rows */
     SLOT_O,
     SLOT_GATE_UP, /* parts 0, 1; plain MLP: only up */
     SLOT_DOWN,
+    SLOT_ROUTER,
+    SLOT_SHARED_GATE_UP, /* the expert that every row visits */
+    SLOT_SHARED_DOWN,
+    SLOT_SHARED_GATE,
     SLOT_N_MATRICES,
-    SLOT_FINAL_NORM = SLOT_N_MATRICES,
+    SLOT_EXPERT_GATE_UP = SLOT_N_MATRICES, /* one matrix for each expert */
+    SLOT_EXPERT_DOWN,
+    SLOT_NORMS,
+    SLOT_FINAL_NORM = SLOT_NORMS,
     SLOT_ATTN_NORM, /* before attention */
     SLOT_Q_NORM,
     SLOT_K_NORM,
-    SLOT_MLP_NORM, /* before the MLP */
+    SLOT_ATTN_POST_NORM, /* after attention */
+    SLOT_MLP_NORM,       /* before the MLP */
+    SLOT_MLP_POST_NORM,
     SLOT_N
 };
 
 static inline bool slot_is_layer(enum slot s)
 {
-    return s != SLOT_EMBED && s != SLOT_LM_HEAD && s != SLOT_FINAL_NORM;
+    return s != SLOT_EMBED && s != SLOT_POSITIONS && s != SLOT_LM_HEAD && s != SLOT_FINAL_NORM;
 }
 
 /* Sizes by name, so that a family's table needs no code. */
-enum dim { DIM_1, DIM_HIDDEN, DIM_VOCAB, DIM_FFN, DIM_Q, DIM_KV, DIM_HEAD };
+enum dim {
+    DIM_1, /* as cols: a vector */
+    DIM_ONE_ROW,
+    DIM_HIDDEN,
+    DIM_VOCAB,
+    DIM_FFN,
+    DIM_2_FFN,
+    DIM_Q,
+    DIM_KV,
+    DIM_QKV,
+    DIM_HEAD,
+    DIM_Q_NORM, /* by enum qk_norm */
+    DIM_K_NORM,
+    DIM_POSITIONS,
+    DIM_EXPERTS,
+    DIM_MOE_FFN,
+    DIM_SHARED_FFN
+};
 
-/* A row exists when the spec has all these properties. */
+/* A row exists when the spec (and the layer) has all these properties. */
 enum when {
     WHEN_UNTIED = 1,
     WHEN_QKV_BIAS = 2,
     WHEN_O_BIAS = 4,
     WHEN_MLP_BIAS = 8,
-    WHEN_QK_NORM = 16
+    WHEN_QK_NORM = 16,
+    WHEN_TWO_NORMS = 32, /* not one_norm */
+    WHEN_DENSE = 64,     /* a layer without experts */
+    WHEN_MOE = 128,
+    WHEN_SHARED = 256,
+    WHEN_SHARED_GATE = 512,
+    WHEN_ONE_NAME = 1024, /* not other_names */
+    WHEN_OTHER_NAME = 2048
+};
+
+/* Tensors that a row stands for; "%e" in its name is the index. */
+enum times { ONCE, PER_Q_HEAD, PER_KV_HEAD, PER_EXPERT };
+
+/* How a checkpoint's tensor differs from the matrix that the device is given. */
+enum layout {
+    AS_IS,
+    TRANSPOSED, /* stored [cols, rows] */
+    GROUPED_QKV /* rows: for each KV head its q heads, k, v; wanted: all q, all k, all v */
 };
 
 struct tensor_row {
     const char *name; /* "%d" stands for the layer; NULL ends the table */
     enum slot slot;
+    enum dim rows, cols; /* a vector (norm, bias) has cols DIM_1 and one dimension */
     int part;
     bool bias;
-    enum dim rows, cols; /* a vector (norm, bias) has cols DIM_1 and one dimension */
-    unsigned when;       /* enum when, or-ed */
+    unsigned when; /* enum when, or-ed */
+    enum layout layout;
+    enum times times;
 };
+/* ROW("a.weight", SLOT_QKV, DIM_Q, DIM_HIDDEN, .part = 0, ...) */
+#define ROW(name_, slot_, rows_, cols_, ...)                                    \
+    {                                                                           \
+        .name = name_, .slot = slot_, .rows = rows_, .cols = cols_, __VA_ARGS__ \
+    }
+#define VECTOR(name_, slot_, rows_, ...) ROW(name_, slot_, rows_, DIM_1, __VA_ARGS__)
+#define BIAS(name_, slot_, rows_, ...) ROW(name_, slot_, rows_, DIM_1, .bias = true, __VA_ARGS__)
 
 struct config;
 
 struct family {
     const char *architecture;
-    enum sl_status (*read)(struct model_spec *s, const struct config *c);
+    void (*read)(struct model_spec *s, const struct config *c); /* config_fail() what is wrong */
     const struct tensor_row *rows;
     const char *const *ignored; /* name endings of tensors that are not weights; NULL ends */
+    const char *prefix;         /* what some checkpoints leave out of their names, or NULL */
 };
 
-extern const struct family family_llama, family_mistral, family_qwen2, family_qwen3;
+extern const struct family family_llama, family_mistral, family_qwen2, family_qwen3, family_smollm3,
+    family_granite, family_olmo2, family_phi3, family_gemma, family_gemma2, family_gemma3,
+    family_gpt2, family_opt, family_gptneox, family_falcon, family_stablelm, family_mixtral,
+    family_qwen2moe, family_qwen3moe;
 
 int spec_dim(const struct model_spec *s, enum dim d);
 
@@ -130,15 +198,36 @@ double config_real(const struct config *c, const char *key, double fallback);
 bool config_bool(const struct config *c, const char *key, bool fallback);
 const char *config_string(const struct config *c, const char *key, const char *fallback);
 enum act_kind config_act(const struct config *c, const char *key, const char *fallback);
+/* As config_real, but null means `none`, where a missing key means `fallback`. */
+double config_real_or_null(const struct config *c, const char *key, double fallback, double none);
 /* The key exists and is not null. */
 bool config_has(const struct config *c, const char *key);
 __attribute__((format(printf, 2, 3))) void config_fail(const struct config *c, const char *fmt,
                                                        ...);
 
-/* Sizes that all decoders name alike; head_dim defaults to hidden / heads. */
-void config_sizes(struct model_spec *s, const struct config *c);
+/* What a family calls its sizes. NULL: it has no such key. */
+struct size_keys {
+    const char *vocab, *hidden, *layers, *heads, *kv_heads, *ffn, *positions;
+};
+extern const struct size_keys usual_size_keys; /* num_hidden_layers and so on */
+
+/* Reads and checks the sizes and makes s->layer. head_dim defaults to hidden / heads, KV heads to
+ * heads, ffn (where the key may be absent) to 4 hidden. */
+void config_sizes(struct model_spec *s, const struct config *c, const struct size_keys *keys);
+/* The same where max_position may be absent. */
+void config_sizes_with_positions(struct model_spec *s, const struct config *c,
+                                 const struct size_keys *keys, int positions);
 /* One rotary encoding over rot_dims of each head, from rope_theta and rope_scaling (transformers 4)
  * or rope_parameters (5); adds it to s->rope. */
 void config_rope(struct model_spec *s, const struct config *c, int rot_dims);
+/* The same from an object (NULL: no scaling) and a default for theta. */
+void config_rope_object(struct model_spec *s, const struct config *c, int rot_dims,
+                        const json_t *object, double theta);
+/* A share of each head, as partial_rotary_factor and the like say. */
+int config_rotary_dims(const struct model_spec *s, const struct config *c, const char *key,
+                       double fallback);
+/* The layer's entry of layer_types; without that list, `fallback`. */
+bool config_layer_is_sliding(const struct model_spec *s, const struct config *c, int layer,
+                             bool fallback);
 
 #endif

@@ -1,0 +1,253 @@
+/* Every model family against transformers: logits after each position and greedy tokens of the tiny
+ * checkpoints in tests/golden/families (made by make.py there), on each device.
+ *
+ * `golden_families --table FILE` writes docs/models.md's table of what was measured.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "base/mem.h"
+#include "model/safetensors.h"
+#include "support/drive.h"
+
+#include <dirent.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static const char FOLDER[] = "tests/golden/families";
+enum { MAX_FAMILIES = 128, MAX_ROWS = 128, CHUNK = 29 };
+
+struct way {
+    const char *device;
+    enum sl_dtype dtype;
+    double tolerance;  /* of the largest logit's size */
+    double router_tie; /* difference of router logits that rounding can turn around */
+};
+
+/* f32: the issue's bound. bf16: weights are exact, activations and K and V carry 8 bits; 3 to 4
+ * layers of some 10 roundings each, measured at most 0.03 over all families. */
+static const struct way ways[] = {{"ref", SL_DTYPE_F32, 2e-4, 1e-4},
+                                  {"cpu", SL_DTYPE_F32, 2e-4, 1e-4},
+                                  {"cpu", SL_DTYPE_BF16, 6e-2, 0.15}};
+enum { N_WAYS = sizeof ways / sizeof *ways };
+
+struct family_result {
+    char name[64], architecture[64];
+    double worst[N_WAYS]; /* |error| / largest |logit| */
+};
+
+static struct family_result results[MAX_FAMILIES];
+static int n_results;
+
+static int by_text(const void *a, const void *b)
+{
+    return strcmp(((const struct family_result *)a)->name, ((const struct family_result *)b)->name);
+}
+
+static void list_families(void)
+{
+    DIR *d = opendir(FOLDER);
+    assert_non_null(d);
+    for (struct dirent *e; (e = readdir(d));) {
+        if (e->d_name[0] == '.' || strchr(e->d_name, '.') || strchr(e->d_name, '_'))
+            continue;
+        assert_true(n_results < MAX_FAMILIES);
+        snprintf(results[n_results++].name, sizeof results->name, "%.63s", e->d_name);
+    }
+    closedir(d);
+    qsort(results, (size_t)n_results, sizeof *results, by_text);
+}
+
+/* ---- one family on one device -------------------------------------------------------------- */
+
+struct expected {
+    const int32_t *prompt, *greedy;
+    const float *logits, *gap;
+    const float *router_gap; /* NULL: no experts */
+    int n_prompt, n_greedy, vocab;
+};
+
+static const void *golden_tensor(const struct safetensors *s, const char *what, int i,
+                                 enum st_dtype dtype, int *n)
+{
+    char name[32];
+    snprintf(name, sizeof name, "%s.%d", what, i);
+    const struct st_tensor *t = safetensors_find(s, name);
+    if (!t)
+        return NULL;
+    assert_int_equal(t->dtype, dtype);
+    assert_int_equal((uintptr_t)t->data % 4, 0);
+    *n = (int)t->dim[0];
+    return t->data;
+}
+
+static bool read_expected(const struct safetensors *s, int i, struct expected *e)
+{
+    int n;
+    e->prompt = golden_tensor(s, "prompt", i, ST_I32, &e->n_prompt);
+    if (!e->prompt)
+        return false;
+    e->greedy = golden_tensor(s, "greedy", i, ST_I32, &e->n_greedy);
+    e->gap = golden_tensor(s, "gap", i, ST_F32, &n);
+    e->router_gap = golden_tensor(s, "router_gap", i, ST_F32, &n);
+    e->logits = golden_tensor(s, "logits", i, ST_F32, &n);
+    assert_int_equal(n, e->n_prompt);
+    return true;
+}
+
+struct comparison {
+    const struct expected *e;
+    double router_tie; /* below it, another expert may be chosen */
+    bool rerouted;     /* by a near tie at this or an earlier position: not compared any more */
+    int n_compared;
+    double worst, largest;
+    int32_t next; /* greedy choice after the last position seen */
+};
+
+static void compare(void *ctx, int item, int pos, const float *logits, int vocab)
+{
+    struct comparison *c = ctx;
+    (void)item;
+    c->next = drive_argmax(logits, vocab);
+    if (pos >= c->e->n_prompt)
+        return;
+    if (c->e->router_gap && (double)c->e->router_gap[pos] < c->router_tie)
+        c->rerouted = true;
+    if (c->rerouted)
+        return;
+    c->n_compared++;
+    const float *want = c->e->logits + (size_t)pos * (size_t)vocab;
+    for (int i = 0; i < vocab; i++) {
+        double error = fabs((double)logits[i] - (double)want[i]);
+        c->largest = fmax(c->largest, fabs((double)want[i]));
+        if (!(error <= c->worst))
+            c->worst = isnan(error) ? INFINITY : error;
+    }
+}
+
+/* Prompt in chunks that end off the blocks, then token by token. Where the golden's best two are
+ * closer than the tolerance, another choice is no error, and the rest is not compared. */
+static double run_prompt(struct drive *d, const struct expected *e, const struct way *w)
+{
+    struct drive_seq s;
+    struct comparison c = {.e = e, .router_tie = w->router_tie};
+    drive_seq_init(d, &s, e->prompt, e->n_prompt, e->n_prompt + e->n_greedy);
+    while (s.n_computed < s.n) {
+        int left = s.n - s.n_computed;
+        struct drive_item it = {.seq = &s, .n = left < CHUNK ? left : CHUNK, .all_logits = true};
+        drive_step(d, &it, 1, compare, &c);
+    }
+    assert_true(c.n_compared >= 3);
+    for (int i = 0; i < e->n_greedy && !c.rerouted && (!e->router_gap || w->router_tie < 0.01);
+         i++) {
+        double tie = 2 * w->tolerance * c.largest;
+        if (c.next != e->greedy[i] && (double)e->gap[i] < tie)
+            break;
+        if (c.next != e->greedy[i])
+            c.worst = INFINITY;
+        drive_seq_push(&s, c.next);
+        struct drive_item it = {.seq = &s, .n = 1};
+        drive_step(d, &it, 1, compare, &c);
+    }
+    drive_seq_fini(d, &s);
+    return c.worst / c.largest;
+}
+
+static void run_family(struct family_result *f, int way)
+{
+    char dir[160], path[192];
+    struct safetensors *golden = NULL;
+    struct sl_err err = {0};
+    snprintf(dir, sizeof dir, "%s/%s", FOLDER, f->name);
+    snprintf(path, sizeof path, "%s/golden.safetensors", dir);
+    if (safetensors_open_file(&golden, path, &err))
+        fail_msg("%s", err.msg);
+    struct drive_config config = {.device = ways[way].device,
+                                  .model = dir,
+                                  .dtype = ways[way].dtype,
+                                  .threads = 2,
+                                  .max_tokens = MAX_ROWS,
+                                  .max_seqs = 2,
+                                  .kv_tokens = 512};
+    struct drive *d = drive_create(&config);
+    struct expected e;
+    snprintf(f->architecture, sizeof f->architecture, "%s", drive_info(d)->architecture);
+    int n = 0;
+    for (; read_expected(golden, n, &e); n++) {
+        double worst = run_prompt(d, &e, &ways[way]);
+        f->worst[way] = fmax(f->worst[way], worst);
+    }
+    assert_true(n >= 3);
+    if (!(f->worst[way] <= ways[way].tolerance))
+        print_message("%s on %s: error %.2e of the largest logit\n", f->name, ways[way].device,
+                      f->worst[way]);
+    drive_destroy(&d);
+    safetensors_close(&golden);
+}
+
+static void run_way(int way)
+{
+    int n_bad = 0;
+    for (int i = 0; i < n_results; i++) {
+        run_family(&results[i], way);
+        n_bad += !(results[i].worst[way] <= ways[way].tolerance);
+    }
+    assert_int_equal(n_bad, 0);
+    assert_true(n_results >= 19);
+}
+
+static void ref_f32(void **state)
+{
+    (void)state;
+    run_way(0);
+}
+
+static void cpu_f32(void **state)
+{
+    (void)state;
+    run_way(1);
+}
+
+static void cpu_bf16(void **state)
+{
+    (void)state;
+    run_way(2);
+}
+
+/* ---- the table ----------------------------------------------------------------------------- */
+
+static void print_table(FILE *out)
+{
+    fprintf(out, "| checkpoint | architecture |");
+    for (int w = 0; w < N_WAYS; w++)
+        fprintf(out, " %s %s |", ways[w].device, ways[w].dtype == SL_DTYPE_F32 ? "f32" : "bf16");
+    fprintf(out, "\n| --- | --- | --- | --- | --- |\n");
+    for (int i = 0; i < n_results; i++) {
+        fprintf(out, "| %s | %s |", results[i].name, results[i].architecture);
+        for (int w = 0; w < N_WAYS; w++)
+            fprintf(out, " %.1e |", results[i].worst[w]);
+        fprintf(out, "\n");
+    }
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(ref_f32), cmocka_unit_test(cpu_f32),
+                                       cmocka_unit_test(cpu_bf16)};
+    list_families();
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    print_table(stdout);
+    if (argc == 3 && !strcmp(argv[1], "--table")) {
+        FILE *out = fopen(argv[2], "w");
+        if (!out)
+            return 1;
+        print_table(out);
+        failed += fclose(out) != 0;
+    }
+    return failed;
+}
