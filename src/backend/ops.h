@@ -120,6 +120,9 @@ struct ops {
     /* Memory. Buffers are zeroed, 64-byte aligned; named for error messages. */
     void *(*alloc)(struct device *d, size_t bytes, const char *name, struct sl_err *err);
     void (*free)(struct device *d, void *p); /* of alloc and vector_prepare; p may be NULL */
+    /* Bytes of the device's own memory. NULL: it computes in the host's. */
+    SL_MUST_CHECK enum sl_status (*memory)(struct device *d, size_t *left, size_t *total,
+                                           struct sl_err *err);
     /* Whether this device can run weights of this dtype (--dtype auto asks). */
     bool (*supports)(struct device *d, enum sl_dtype dtype);
     SL_MUST_CHECK enum sl_status (*weight_prepare)(struct device *d, struct weight *out,

@@ -81,8 +81,10 @@ struct sl_engine {
     /* fixed before the thread starts */
     struct sl_config cfg; /* strings are copies */
     struct arena strings;
-    struct backend *be;      /* its clock is CLOCK_MONOTONIC */
-    struct runner *runner;   /* be's, NULL on sim */
+    struct backend *be;    /* its clock is CLOCK_MONOTONIC */
+    struct runner *runner; /* be's, NULL on sim; so are the next two */
+    const struct ops *ops;
+    struct device *device;
     struct sampler *sampler; /* NULL on sim */
     struct model_spec *spec;
     struct sl_text *text;

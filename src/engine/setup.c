@@ -88,6 +88,18 @@ static enum sl_status open_sim(struct sl_engine *e, const struct model_info *mi,
     return sim_create(&e->be, &sim, err);
 }
 
+static enum sl_status create_device(const struct sl_config *cfg, struct runner_config *rc,
+                                    struct sl_err *err)
+{
+#ifdef SLUICE_CUDA
+    if (cfg->device == SL_DEVICE_CUDA)
+        return cuda_device_create(&rc->ops, &rc->device, err);
+#endif
+    if (cfg->device == SL_DEVICE_REF)
+        return ref_device_create(&rc->ops, &rc->device, err);
+    return cpu_device_create(&rc->ops, &rc->device, cfg->threads, err);
+}
+
 static enum sl_status open_device(struct sl_engine *e, struct sl_err *err)
 {
     struct runner_config rc = {
@@ -100,11 +112,11 @@ static enum sl_status open_device(struct sl_engine *e, struct sl_err *err)
         .kv_cache_dtype = e->cfg.kv_cache_dtype,
         .block_size = e->cfg.block_size,
     };
-    enum sl_status st = e->cfg.device == SL_DEVICE_REF
-                            ? ref_device_create(&rc.ops, &rc.device, err)
-                            : cpu_device_create(&rc.ops, &rc.device, e->cfg.threads, err);
+    enum sl_status st = create_device(&e->cfg, &rc, err);
     if (st)
         return st;
+    e->ops = rc.ops;
+    e->device = rc.device;
     log_info("Starting to load model %s...", e->cfg.model);
     int64_t start = clock_mono_ns();
     st = runner_create(&e->runner, &rc, err);
@@ -140,27 +152,55 @@ static const char *commas(char *out, size_t size, uint64_t v)
     return out;
 }
 
+static enum sl_status see_machine(struct sl_engine *e, const struct model_info *mi,
+                                  struct machine *m, struct sl_err *err)
+{
+    struct sl_config *cfg = &e->cfg;
+    *m = (struct machine){
+        .device = cfg->device,
+        .threads = cfg->threads > 0 ? cfg->threads : limits_cores(),
+        .memory_left = (uint64_t)limits_memory_available(),
+        .flops_per_token = mi->flops_per_token ? (double)mi->flops_per_token : 1,
+    };
+    if (cfg->device == SL_DEVICE_SIM && strcmp(cfg->sim_device, "h200") == 0) {
+        m->memory = UINT64_C(139) << 30;
+        m->memory_left = m->memory > mi->weight_bytes ? m->memory - mi->weight_bytes : 0;
+    }
+    if (!e->ops || !e->ops->memory)
+        return SL_OK;
+    size_t left, total;
+    enum sl_status st = e->ops->memory(e->device, &left, &total, err);
+    if (st)
+        return st;
+    m->memory = total;
+    m->memory_left = left;
+    return SL_OK;
+}
+
 static enum sl_status set_sizes(struct sl_engine *e, const struct model_info *mi,
                                 struct sl_err *err)
 {
     struct sl_config *cfg = &e->cfg;
-    struct machine m = {
-        .device = cfg->device,
-        .sim_device = cfg->sim_device,
-        .threads = cfg->threads > 0 ? cfg->threads : limits_cores(),
-        .memory_left = (uint64_t)limits_memory_available(),
-        .flops_per_token = mi->flops_per_token ? (double)mi->flops_per_token : 1,
-        .weight_bytes = mi->weight_bytes,
-    };
+    struct machine m;
     struct kv_layout *layout = &e->sched_cfg.layout;
     struct kv_sizes kv;
     *layout = e->be->layout;
-    uint64_t bytes = sizes_kv_bytes(cfg, &m);
-    enum sl_status st = sizes_kv(&kv, cfg, layout, bytes, mi->max_position, err);
+    enum sl_status st = see_machine(e, mi, &m, err);
+    if (st)
+        return st;
+    int most = cfg->max_model_len > 0 ? cfg->max_model_len : mi->max_position;
+    sizes_batch(cfg, &m, most);
+    if (e->runner) {
+        struct batch_limits limits = {.max_tokens = cfg->max_num_batched_tokens,
+                                      .max_seqs = cfg->max_num_seqs,
+                                      .max_samples = cfg->max_num_seqs,
+                                      .max_logits = cfg->max_num_batched_tokens};
+        m.step_bytes = runner_activation_bytes(e->runner, &limits);
+    }
+    st = sizes_kv(&kv, cfg, layout, sizes_kv_bytes(cfg, &m), mi->max_position, err);
     if (st)
         return st;
     layout->n_blocks = kv.n_blocks;
-    sizes_batch(cfg, &m, kv.max_model_len);
     e->info.max_model_len = kv.max_model_len;
     e->info.n_kv_blocks = kv.n_blocks;
     e->info.block_size = layout->block_size;
@@ -258,9 +298,11 @@ static enum sl_status check_config(const struct sl_config *c, struct sl_err *err
                              "max_num_batched_tokens (%d) must be greater than or equal to "
                              "max_num_seqs (%d).",
                              c->max_num_batched_tokens, c->max_num_seqs);
+#ifndef SLUICE_CUDA
     if (c->device == SL_DEVICE_CUDA)
         return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "device",
                              "device cuda is not in this build; there are cpu, ref and sim");
+#endif
     return SL_OK;
 }
 

@@ -3,19 +3,12 @@
 
 #include "base/status.h"
 
-#include <string.h>
-
 static const double GIB = 1024.0 * 1024.0 * 1024.0;
 
 /* What one core does for a dense product, with the kernels at hand; a step's length follows. */
 static double host_flops_per_s(const struct machine *m)
 {
     return m->device == SL_DEVICE_REF ? 1e9 : 100e9 * m->threads;
-}
-
-static bool is_sim_gpu(const struct machine *m)
-{
-    return m->device == SL_DEVICE_SIM && strcmp(m->sim_device, "cpu") != 0;
 }
 
 /* About 200 ms of work, so that a long prompt delays the others' next token by no more; a power of
@@ -29,10 +22,12 @@ static int tokens_of_200_ms(const struct machine *m)
     return n;
 }
 
+/* A GPU's are those of vLLM's server, by the size of its memory. */
 void sizes_batch(struct sl_config *cfg, const struct machine *m, int max_model_len)
 {
-    int tokens = is_sim_gpu(m) ? 8192 : tokens_of_200_ms(m); /* vLLM's server on such a GPU */
-    int seqs = is_sim_gpu(m) ? 1024 : 256;
+    bool large = m->memory >= UINT64_C(70) << 30;
+    int tokens = !m->memory ? tokens_of_200_ms(m) : large ? 8192 : 2048;
+    int seqs = large ? 1024 : 256;
     if (!cfg->enable_chunked_prefill && cfg->policy == SL_POLICY_MIXED)
         cfg->policy = SL_POLICY_PREFILL_FIRST;
     if (cfg->policy != SL_POLICY_MIXED && tokens < max_model_len)
@@ -47,8 +42,9 @@ uint64_t sizes_kv_bytes(const struct sl_config *cfg, const struct machine *m)
 {
     if (cfg->kv_cache_bytes > 0)
         return (uint64_t)cfg->kv_cache_bytes;
-    if (is_sim_gpu(m)) {
-        double left = 141e9 * (double)cfg->gpu_memory_utilization - (double)m->weight_bytes;
+    if (m->memory) { /* the share that may be used, less what is taken or will be */
+        double left = (double)m->memory * (double)cfg->gpu_memory_utilization -
+                      (double)(m->memory - m->memory_left) - (double)m->step_bytes;
         return left > 0 ? (uint64_t)left : 0;
     }
     uint64_t most = UINT64_C(4) << 30;

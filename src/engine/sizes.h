@@ -12,11 +12,11 @@
 /* What the defaults depend on. */
 struct machine {
     enum sl_device device;
-    const char *sim_device;
     int threads;
-    uint64_t memory_left; /* bytes on the host; 0: unknown */
+    uint64_t memory_left; /* bytes, of the host or of the device's own; 0: unknown */
+    uint64_t memory;      /* the device's own in all, 0: it has none */
+    uint64_t step_bytes;  /* what a step's buffers will take of it */
     double flops_per_token;
-    uint64_t weight_bytes;
 };
 
 /* Fills max_num_batched_tokens and max_num_seqs where they are 0, and turns

@@ -372,7 +372,14 @@ static void cuda_destroy(struct device *d)
     mem_free(d);
 }
 
+static enum sl_status cuda_memory(struct device *d, size_t *left, size_t *total, struct sl_err *err)
+{
+    (void)d;
+    return cuda_check(cudaMemGetInfo(left, total), "asking for free memory", err);
+}
+
 static const struct ops cuda_ops = {
+    .memory = cuda_memory,
     .name = "cuda",
     .act_bytes = 2,
     .alloc = cuda_alloc,
