@@ -4,6 +4,7 @@
 #include "base/strbuf.h"
 #include "text/tokenizer.h"
 
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -226,6 +227,42 @@ static void long_words_are_not_quadratic(void **state)
         token_vec_fini(&v);
     }
     free(text);
+    tokenizer_destroy(&t);
+}
+
+static void *encode_often(void *arg)
+{
+    const struct tokenizer *t = arg;
+    const char *text = "One tokenizer, many threads: caf\xC3\xA9 123 <|im_start|> and so on.";
+    intptr_t sum = 0;
+    for (int i = 0; i < 200; i++) {
+        struct token_vec v = {0};
+        char *back = NULL;
+        size_t n = 0;
+        if (tokenizer_encode(t, text, strlen(text), 0, 0, &v, NULL) ||
+            tokenizer_decode(t, v.ids, v.n, false, &back, &n, NULL) || strcmp(back, text))
+            return NULL;
+        for (size_t k = 0; k < v.n; k++)
+            sum += v.ids[k];
+        mem_free(back);
+        token_vec_fini(&v);
+    }
+    return (void *)sum;
+}
+
+static void threads_share_a_tokenizer(void **state)
+{
+    (void)state;
+    struct tokenizer *t = pebble();
+    pthread_t thread[4];
+    void *want = encode_often(t), *got;
+    assert_non_null(want);
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(pthread_create(&thread[i], NULL, encode_often, t), 0);
+    for (int i = 0; i < 4; i++) {
+        pthread_join(thread[i], &got);
+        assert_ptr_equal(got, want);
+    }
     tokenizer_destroy(&t);
 }
 
@@ -504,6 +541,7 @@ int main(void)
         cmocka_unit_test(invalid_utf8_is_repaired),
         cmocka_unit_test(a_limit_stops_encoding),
         cmocka_unit_test(long_words_are_not_quadratic),
+        cmocka_unit_test(threads_share_a_tokenizer),
         cmocka_unit_test(merges_by_rank_leftmost_first),
         cmocka_unit_test(added_tokens_match_as_told),
         cmocka_unit_test(splits_behave),
