@@ -69,7 +69,8 @@ static bool read_trace(struct replay_load *l, FILE *in, const char *path, int ma
     if (ok && too_long)
         ok = SL_FAIL(err, SL_EFORMAT, "%s: a line is longer than 4096 bytes", path) == SL_OK;
     if (ok && l->n == 0)
-        ok = SL_FAIL(err, SL_EFORMAT, "%s: no request fits %d tokens", path, max_len) == SL_OK;
+        ok = SL_FAIL(err, SL_EFORMAT, "%s: there is no request of at most %d tokens", path,
+                     max_len) == SL_OK;
     return ok;
 }
 

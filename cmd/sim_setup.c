@@ -84,6 +84,11 @@ bool sim_setup_make(struct sim_setup *s, const struct options *o, struct sl_err 
         return SL_FAIL(err, SL_ENOMEM, "no memory is left for a KV block of %.0f bytes",
                        bytes_per_block) == SL_OK;
     c->layout.n_blocks = n_blocks < 1 << 20 ? (int)n_blocks : 1 << 20;
+    if (c->max_model_len > c->layout.n_blocks * c->layout.block_size)
+        c->max_model_len = c->layout.n_blocks * c->layout.block_size;
+    if (c->max_model_len < 2)
+        return SL_FAIL(err, SL_EINVAL, "a context of %d tokens is too short", c->max_model_len) ==
+               SL_OK;
     return true;
 }
 
