@@ -6,6 +6,7 @@
 #include "base/mem.h"
 
 #include <string.h>
+#include <time.h>
 
 /* Runs are short, so that some of them fall between other load's turns. */
 enum { PIECE = 1 << 17, RUN_PIECES = 512, RUN_US = 1500, BASELINE_CHAINS = 16 };
@@ -21,7 +22,7 @@ struct ceilings {
     int first_piece; /* where the next reading run begins: it never finds the last one's data */
     /* of the run under way */
     peak_rate_fn rate;
-    int64_t rounds;
+    int64_t n, rounds[N_CEILINGS]; /* rounds: 0 until calibrated */
     struct slot {
         _Alignas(64) double ops;
         uint64_t sum;
@@ -146,55 +147,68 @@ static void run_rate(void *ctx, int thread, int n_threads)
 {
     struct ceilings *c = ctx;
     (void)n_threads;
-    c->slot[thread].ops = c->rate(c->rounds);
+    c->slot[thread].ops = c->rate(c->n);
 }
 
-/* One run: what was done (bytes or operations) a second. */
-static double one_run(struct ceilings *c, enum ceiling what)
+int64_t ceilings_now_ns(const struct ceilings *c)
 {
-    int threads = pool_threads(c->pool);
-    double done = (double)RUN_PIECES * PIECE;
-    int64_t t0 = clock_mono_ns();
-    if (what == CEILING_READ) {
-        pool_for(c->pool, RUN_PIECES, read_piece, c);
-    } else {
-        pool_run(c->pool, run_rate, c);
-        done = 0;
-        for (int i = 0; i < threads; i++)
-            done += c->slot[i].ops;
+    struct timespec t;
+    if (pool_threads(c->pool) > 1)
+        return clock_mono_ns();
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* Rounds that take about RUN_US. */
+static int64_t calibrate(const struct ceilings *c, peak_rate_fn rate)
+{
+    for (int64_t n = 1000;; n *= 2) {
+        int64_t t0 = ceilings_now_ns(c);
+        rate(n);
+        if (ceilings_now_ns(c) - t0 > RUN_US * 500LL)
+            return 2 * n;
     }
-    int64_t ns = clock_mono_ns() - t0;
+}
+
+static double run_reads(struct ceilings *c)
+{
+    pool_for(c->pool, RUN_PIECES, read_piece, c);
+    return (double)RUN_BYTES;
+}
+
+static double run_rates(struct ceilings *c)
+{
+    double ops = 0;
+    pool_run(c->pool, run_rate, c);
+    for (int i = 0; i < pool_threads(c->pool); i++)
+        ops += c->slot[i].ops;
+    return ops;
+}
+
+double ceilings_run(struct ceilings *c, enum ceiling what)
+{
+    const peak_rate_fn rates[] = {NULL, c->peak.f32, c->peak.bf16, c->peak.i8};
+    c->rate = rates[what];
+    if (what != CEILING_READ && !c->rate)
+        return 0;
+    if (what != CEILING_READ && !c->rounds[what])
+        c->rounds[what] = calibrate(c, c->rate);
+    c->n = c->rounds[what];
+    int64_t t0 = ceilings_now_ns(c);
+    double done = what == CEILING_READ ? run_reads(c) : run_rates(c);
+    int64_t ns = ceilings_now_ns(c) - t0;
     if (what == CEILING_READ)
         c->first_piece = (c->first_piece + RUN_PIECES) % (int)(c->bytes / PIECE);
     return done * 1e9 / (double)(ns > 0 ? ns : 1);
 }
 
-/* Rounds that take about RUN_US. */
-static int64_t calibrate(struct ceilings *c)
-{
-    int64_t n = 1000;
-    for (;; n *= 2) {
-        int64_t t0 = clock_mono_ns();
-        c->rate(n);
-        if (clock_mono_ns() - t0 > RUN_US * 500LL)
-            return 2 * n;
-    }
-}
-
 double ceilings_measure(struct ceilings *c, enum ceiling what, int ms)
 {
-    const peak_rate_fn rates[] = {NULL, c->peak.f32, c->peak.bf16, c->peak.i8};
     double best = 0;
-    c->rate = rates[what];
-    if (what != CEILING_READ) {
-        if (!c->rate)
-            return 0;
-        c->rounds = calibrate(c);
-    }
     int64_t end = clock_mono_ns() + ms * 1000000LL;
     do {
-        double r = one_run(c, what);
+        double r = ceilings_run(c, what);
         best = r > best ? r : best;
-    } while (clock_mono_ns() < end);
+    } while (best > 0 && clock_mono_ns() < end);
     return best;
 }

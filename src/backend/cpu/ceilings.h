@@ -28,6 +28,11 @@ enum cpu_isa ceilings_isa(const struct ceilings *c);
 /* The best of runs of about `ms` milliseconds in all. READ: bytes a second; the rest: operations a
  * second, two for a multiply-add. 0: this level has no instruction for it. */
 double ceilings_measure(struct ceilings *c, enum ceiling what, int ms);
+/* One short run (about 1.5 ms), to be compared with a kernel's run right before or after it. */
+double ceilings_run(struct ceilings *c, enum ceiling what);
+/* The clock that both should use: with one thread its CPU time, which other load on the core does
+ * not enter; else the monotonic clock. */
+int64_t ceilings_now_ns(const struct ceilings *c);
 const char *ceiling_name(enum ceiling what); /* "read", "f32", "bf16", "int8" */
 
 #endif
