@@ -55,6 +55,7 @@ struct item {
     int seq, kv_head;
     int first, rows;                  /* query rows [first, first + rows) of the sequence */
     const int32_t *blocks;            /* of the sequence */
+    int end;                          /* of the positions that any row sees */
     int chunk0, n_chunks;             /* that any of its rows can see */
     int lo[ATTN_ROWS], hi[ATTN_ROWS]; /* positions that each row sees: [lo, hi) */
 };
@@ -188,6 +189,7 @@ static void find_item(const struct attn *t, int index, struct item *it)
         low = it->lo[r] < low ? it->lo[r] : low;
         high = it->hi[r] > high ? it->hi[r] : high;
     }
+    it->end = high;
     it->chunk0 = low / ATTN_CHUNK;
     it->n_chunks = (high - 1) / ATTN_CHUNK + 1 - it->chunk0;
 }
@@ -326,7 +328,7 @@ struct values {
     const struct attn *t;
     const struct room *m;
     struct partial *p;
-    const void *const *tiles;
+    const struct tiles *v;
 };
 
 static void add_values(const struct values *v, int r0, int r1, int lo, int hi)
@@ -336,7 +338,7 @@ static void add_values(const struct values *v, int r0, int r1, int lo, int hi)
     if (lo < hi)
         v->t->d->k.pv[v->t->d->kv.format](v->p->o + r0 * hd, hd,
                                           (const char *)v->m->s + r0 * stride, stride, r1 - r0,
-                                          v->tiles, lo, hi, (int)hd);
+                                          v->v, lo, hi, (int)hd);
 }
 
 /* Positions in rising order for each row: its own beginning, the tiles all rows share (one call, so
@@ -357,22 +359,53 @@ static void weigh_values(const struct values *v, const struct span *sp)
     }
 }
 
+/* While values are weighed the next chunk's K tiles are fetched: a tile is a page or less, too
+ * short for the hardware to notice that it is read in order. */
+static void find_next(const struct attn *t, const struct item *it, int chunk, const struct span *sp,
+                      const void *const *v, const void **next)
+{
+    int bs = t->d->kv.layout.block_size;
+    for (int i = sp->lo / TILE_POS; i < (sp->hi + TILE_POS - 1) / TILE_POS; i++) {
+        int pos = (chunk + 1) * ATTN_CHUNK + i * TILE_POS;
+        next[i] = v[i]; /* as good as nothing */
+        if (pos < it->end)
+            next[i] =
+                kv_tile(t->g, t->a->layer_in_group, it->blocks[pos / bs], it->kv_head, pos % bs);
+    }
+}
+
+/* An item's first chunk was fetched by nobody. */
+static void fetch_now(const struct attn *t, const void *const *k, int n_tiles)
+{
+    for (int i = 0; i < n_tiles; i++)
+        for (size_t b = 0; b < t->g->tile_bytes; b += 64)
+            __builtin_prefetch((const char *)k[i] + b, 0, 2);
+}
+
 /* The chunk's (max, sum, o) for the rows that see it; false: none does. */
 static bool compute_chunk(const struct attn *t, const struct item *it, int chunk, struct room *m,
                           struct partial *p, struct span *sp)
 {
-    const void *k[CHUNK_TILES], *v[CHUNK_TILES];
+    const void *k[CHUNK_TILES], *v[CHUNK_TILES], *next[CHUNK_TILES];
     int hd = t->g->hd_pad;
     if (!find_span(it, chunk, sp))
         return false;
     find_tiles(t, it, chunk, sp->lo, sp->hi, m, k, v);
     int tile0 = sp->lo / TILE_POS, n_tiles = (sp->hi + TILE_POS - 1) / TILE_POS - tile0;
+    struct tiles kt = {k + tile0, v + tile0}, vt = {v, next};
+    if (t->d->kv.layout.block_size % TILE_POS) { /* just regrouped: in the cache already */
+        kt.ahead = vt.ahead = NULL;
+    } else {
+        if (chunk == it->chunk0)
+            fetch_now(t, k + tile0, n_tiles);
+        find_next(t, it, chunk, sp, v, next);
+    }
     t->d->k.qk[t->d->kv.format](m->s + (size_t)sp->r0 * ATTN_CHUNK + (size_t)tile0 * TILE_POS,
                                 ATTN_CHUNK, m->q + sp->r0 * t->q_stride, t->q_stride,
-                                sp->r1 - sp->r0, k + tile0, n_tiles, hd);
+                                sp->r1 - sp->r0, &kt, n_tiles, hd);
     softmax_rows(t, it, chunk, sp, m, p);
     memset(p->o + (size_t)sp->r0 * hd, 0, (size_t)(sp->r1 - sp->r0) * hd * sizeof(float));
-    weigh_values(&(struct values){t, m, p, v}, sp);
+    weigh_values(&(struct values){t, m, p, &vt}, sp);
     return true;
 }
 

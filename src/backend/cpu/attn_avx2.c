@@ -13,13 +13,13 @@ INLINE void qk_rows(float *s, size_t s_stride, const char *q, size_t q_stride, c
 }
 
 INLINE void qk_all(float *s, size_t s_stride, const void *q, size_t q_stride, int rows,
-                   const void *const *tiles, int n_tiles, int hd, enum wformat f)
+                   const struct tiles *k, int n_tiles, int hd, enum wformat f)
 {
     for (int t = 0; t < n_tiles; t++) {
         for (int r = 0; r < rows; r += MAC_ROWS) {
             float *sr = s + r * s_stride + (size_t)t * TILE_POS;
             const char *qr = (const char *)q + r * q_stride;
-#define QK_CALL(n, vecs) qk_rows(sr, s_stride, qr, q_stride, tiles[t], hd, f, n)
+#define QK_CALL(n, vecs) qk_rows(sr, s_stride, qr, q_stride, k->tile[t], hd, f, n)
             MAC_DISPATCH(rows - r, QK_CALL)
         }
     }
@@ -29,15 +29,15 @@ INLINE void qk_all(float *s, size_t s_stride, const void *q, size_t q_stride, in
 INLINE void pv_position(__m256 acc[MAC_ROWS][MAC_VECS], const char *p, size_t p_stride,
                         const char *v, bool odd, const int rows, const int vecs)
 {
-    UNROLL for (int j = 0; j < vecs; j++)
-    {
+    UNROLL
+    for (int j = 0; j < vecs; j++) {
         __m256i pair = _mm256_loadu_si256((const __m256i *)(v + 32 * j));
         mac_rows(acc, p, p_stride, odd ? odd_bf16(pair) : even_bf16(pair), rows, j);
     }
 }
 
 INLINE void pv_block(float *o, size_t o_stride, const char *p, size_t p_stride,
-                     const void *const *tiles, int lo, int hi, int hd, int dim, enum wformat f,
+                     const struct tiles *v, int lo, int hi, int hd, int dim, enum wformat f,
                      const int rows, const int vecs)
 {
     const int pair = f == W_BF16 ? 2 : 1;
@@ -46,43 +46,43 @@ INLINE void pv_block(float *o, size_t o_stride, const char *p, size_t p_stride,
     mac_start(acc, o + dim, o_stride, false, rows, vecs);
     for (int i = lo, n; i < hi; i += n) {
         int in_tile = i % TILE_POS, room = TILE_POS - in_tile, left = hi - i;
-        const char *v =
-            (const char *)tiles[i / TILE_POS] + offset + (size_t)(in_tile / pair) * step;
+        const char *w =
+            (const char *)v->tile[i / TILE_POS] + offset + (size_t)(in_tile / pair) * step;
         n = left < room ? left : room;
         if (pair == 2 && (i % 2 || n == 1)) {
             n = 1;
-            pv_position(acc, p + (size_t)i * 4, p_stride, v, i % 2, rows, vecs);
+            pv_position(acc, p + (size_t)i * 4, p_stride, w, i % 2, rows, vecs);
             continue;
         }
         n -= n % pair;
-        mac_tile(acc, p + (size_t)i * 4, p_stride, v, step, n / pair, f, rows, vecs);
+        mac_tile(acc, p + (size_t)i * 4, p_stride, w, step, n / pair, f, rows, vecs);
     }
     mac_store(o + dim, o_stride, acc, rows, vecs);
 }
 
 INLINE void pv_all(float *o, size_t o_stride, const void *p, size_t p_stride, int rows,
-                   const void *const *tiles, int lo, int hi, int hd, enum wformat f)
+                   const struct tiles *v, int lo, int hi, int hd, enum wformat f)
 {
     for (int dim = 0; dim < hd; dim += 16) {
         for (int r = 0; r < rows; r += MAC_ROWS) {
-            float * or = o + r * o_stride;
+            float *out = o + r * o_stride;
             const char *pr = (const char *)p + r * p_stride;
-#define PV_CALL(n, vecs) pv_block(or, o_stride, pr, p_stride, tiles, lo, hi, hd, dim, f, n, 2)
+#define PV_CALL(n, vecs) pv_block(out, o_stride, pr, p_stride, v, lo, hi, hd, dim, f, n, 2)
             MAC_DISPATCH(rows - r, PV_CALL)
         }
     }
 }
 
-#define ATTENTION(NAME, FORMAT)                                                              \
-    static void qk_##NAME##_avx2(float *s, size_t s_stride, const void *q, size_t q_stride,  \
-                                 int rows, const void *const *tiles, int n_tiles, int hd)    \
-    {                                                                                        \
-        qk_all(s, s_stride, q, q_stride, rows, tiles, n_tiles, hd, FORMAT);                  \
-    }                                                                                        \
-    static void pv_##NAME##_avx2(float *o, size_t o_stride, const void *p, size_t p_stride,  \
-                                 int rows, const void *const *tiles, int lo, int hi, int hd) \
-    {                                                                                        \
-        pv_all(o, o_stride, p, p_stride, rows, tiles, lo, hi, hd, FORMAT);                   \
+#define ATTENTION(NAME, FORMAT)                                                             \
+    static void qk_##NAME##_avx2(float *s, size_t s_stride, const void *q, size_t q_stride, \
+                                 int rows, const struct tiles *k, int n_tiles, int hd)      \
+    {                                                                                       \
+        qk_all(s, s_stride, q, q_stride, rows, k, n_tiles, hd, FORMAT);                     \
+    }                                                                                       \
+    static void pv_##NAME##_avx2(float *o, size_t o_stride, const void *p, size_t p_stride, \
+                                 int rows, const struct tiles *v, int lo, int hi, int hd)   \
+    {                                                                                       \
+        pv_all(o, o_stride, p, p_stride, rows, v, lo, hi, hd, FORMAT);                      \
     }
 ATTENTION(f32, W_F32)
 ATTENTION(f16, W_F16)

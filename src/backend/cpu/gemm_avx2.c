@@ -65,16 +65,19 @@ INLINE void i8_rows(const struct gemm *g, int r, int v, const int rows)
 {
     __m256i acc[MAC_ROWS];
     float *c = g->c + r * g->ldc + (size_t)v * 8;
-    UNROLL for (int i = 0; i < rows; i++) acc[i] =
-        g->first ? _mm256_setzero_si256() : _mm256_loadu_si256((const __m256i *)(c + i * g->ldc));
+    UNROLL
+    for (int i = 0; i < rows; i++)
+        acc[i] = g->first ? _mm256_setzero_si256()
+                          : _mm256_loadu_si256((const __m256i *)(c + i * g->ldc));
     const char *w = g->w + (size_t)v * 32, *x = g->x + r * g->x_stride;
     for (int k = 0; k < g->k; k += 4, w += PANEL * 4) {
         struct s16_pairs u = unpack_w(_mm256_loadu_si256((const __m256i *)w));
-        UNROLL for (int i = 0; i < rows; i++) acc[i] =
-            mac_quad(acc[i], u, unpack_x(x + i * g->x_stride + k));
+        UNROLL
+        for (int i = 0; i < rows; i++)
+            acc[i] = mac_quad(acc[i], u, unpack_x(x + i * g->x_stride + k));
     }
-    UNROLL for (int i = 0; i < rows; i++)
-    {
+    UNROLL
+    for (int i = 0; i < rows; i++) {
         if (g->last) {
             __m256i sum = _mm256_sub_epi32(acc[i], _mm256_set1_epi32(128 * g->x_sum[r + i]));
             __m256 s = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_loadu_ps(g->w_scale + 8 * v));
@@ -87,23 +90,25 @@ INLINE void i8_rows(const struct gemm *g, int r, int v, const int rows)
 INLINE void i4_group(const struct gemm *g, int r, int v, int group, const int rows)
 {
     __m256i acc[MAC_ROWS], mask = _mm256_set1_epi8(15);
-    UNROLL for (int i = 0; i < rows; i++) acc[i] = _mm256_setzero_si256();
+    UNROLL
+    for (int i = 0; i < rows; i++)
+        acc[i] = _mm256_setzero_si256();
     const char *w = g->w + (size_t)group * (I4_GROUP / 8) * PANEL * 4 + (size_t)v * 32;
     const char *x = g->x + r * g->x_stride + (size_t)group * I4_GROUP;
     for (int k = 0; k < I4_GROUP; k += 8, w += PANEL * 4) {
         __m256i b = _mm256_loadu_si256((const __m256i *)w);
         struct s16_pairs lo = unpack_w(_mm256_and_si256(b, mask));
         struct s16_pairs hi = unpack_w(_mm256_and_si256(_mm256_srli_epi16(b, 4), mask));
-        UNROLL for (int i = 0; i < rows; i++)
-        {
+        UNROLL
+        for (int i = 0; i < rows; i++) {
             acc[i] = mac_quad(acc[i], lo, unpack_x(x + i * g->x_stride + k));
             acc[i] = mac_quad(acc[i], hi, unpack_x(x + i * g->x_stride + k + 4));
         }
     }
     bool zero = g->first && group == 0, finish = g->last && (group + 1) * I4_GROUP == g->k;
     __m256 scale = _mm256_loadu_ps(g->w_scale + (size_t)group * PANEL + 8 * v);
-    UNROLL for (int i = 0; i < rows; i++)
-    {
+    UNROLL
+    for (int i = 0; i < rows; i++) {
         float *c = g->c + (size_t)(r + i) * g->ldc + 8 * v;
         int32_t offset = 8 * g->x_sum[(size_t)(r + i) * g->x_sum_stride + group];
         __m256 f = _mm256_cvtepi32_ps(_mm256_sub_epi32(acc[i], _mm256_set1_epi32(offset)));

@@ -5,7 +5,9 @@
 
 INLINE void panel_pointers(const char *w[MAC_VECS], const char *panel, enum wformat f)
 {
-    UNROLL for (int j = 0; j < MAC_VECS; j++) w[j] = panel + (size_t)j * mac_bytes(f);
+    UNROLL
+    for (int j = 0; j < MAC_VECS; j++)
+        w[j] = panel + (size_t)j * mac_bytes(f);
 }
 
 /* ---- f32, f16, bf16 ------------------------------------------------------------------------- */
@@ -39,12 +41,12 @@ FLOAT_GEMM(gemm_bf16_avx512, W_BF16)
 
 INLINE void i8_finish(const struct gemm *g, int r, __m512i acc[MAC_ROWS][MAC_VECS], const int rows)
 {
-    UNROLL for (int i = 0; i < rows; i++)
-    {
+    UNROLL
+    for (int i = 0; i < rows; i++) {
         __m512i zero = _mm512_set1_epi32(128 * g->x_sum[r + i]);
         __m512 xs = _mm512_set1_ps(g->x_scale[r + i]);
-        UNROLL for (int j = 0; j < MAC_VECS; j++)
-        {
+        UNROLL
+        for (int j = 0; j < MAC_VECS; j++) {
             __m512 v = _mm512_cvtepi32_ps(_mm512_sub_epi32(acc[i][j], zero));
             v = _mm512_mul_ps(v, _mm512_loadu_ps(g->w_scale + 16 * j));
             acc[i][j] = _mm512_castps_si512(_mm512_mul_ps(v, xs));
@@ -79,17 +81,18 @@ INLINE void i4_step(__m512i acc[MAC_ROWS][MAC_VECS], const char *x, size_t x_str
                     const int rows)
 {
     __m512i lo[MAC_VECS], hi[MAC_VECS], mask = _mm512_set1_epi8(15);
-    UNROLL for (int j = 0; j < MAC_VECS; j++)
-    {
+    UNROLL
+    for (int j = 0; j < MAC_VECS; j++) {
         __m512i b = _mm512_loadu_si512(w + 64 * j);
         lo[j] = _mm512_and_si512(b, mask);
         hi[j] = _mm512_and_si512(_mm512_srli_epi16(b, 4), mask);
     }
-    UNROLL for (int r = 0; r < rows; r++)
-    {
+    UNROLL
+    for (int r = 0; r < rows; r++) {
         __m512i x0 = mac_broadcast(x + r * x_stride), x1 = mac_broadcast(x + r * x_stride + 4);
-        UNROLL for (int j = 0; j < MAC_VECS; j++) acc[r][j] =
-            _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(acc[r][j], lo[j], x0), hi[j], x1);
+        UNROLL
+        for (int j = 0; j < MAC_VECS; j++)
+            acc[r][j] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(acc[r][j], lo[j], x0), hi[j], x1);
     }
 }
 
@@ -98,13 +101,13 @@ INLINE void i4_add_group(const struct gemm *g, int r, int group, bool zero,
 {
     const float *scale = g->w_scale + (size_t)group * PANEL;
     bool finish = g->last && (group + 1) * I4_GROUP == g->k;
-    UNROLL for (int i = 0; i < rows; i++)
-    {
+    UNROLL
+    for (int i = 0; i < rows; i++) {
         float *c = g->c + (size_t)(r + i) * g->ldc;
         __m512i offset = _mm512_set1_epi32(8 * g->x_sum[(size_t)(r + i) * g->x_sum_stride + group]);
         __m512 xs = _mm512_set1_ps(g->x_scale[r + i]);
-        UNROLL for (int j = 0; j < MAC_VECS; j++)
-        {
+        UNROLL
+        for (int j = 0; j < MAC_VECS; j++) {
             __m512 sum = zero ? _mm512_setzero_ps() : _mm512_loadu_ps(c + 16 * j);
             __m512 v = _mm512_cvtepi32_ps(_mm512_sub_epi32(acc[i][j], offset));
             sum = _mm512_fmadd_ps(v, _mm512_loadu_ps(scale + 16 * j), sum);

@@ -58,13 +58,19 @@ struct gemm {
 };
 typedef void (*gemm_fn)(const struct gemm *g);
 
-/* s[rows, n_tiles * 16] = Q[rows, hd] K^T for tiles of one head. q: f32, or bf16 where x_bf16. */
+/* K or V tiles of one head, in the order of their positions. While tile[i] is read, ahead[i] is
+ * fetched, a tile that will be read soon (ahead NULL: none). */
+struct tiles {
+    const void *const *tile, *const *ahead;
+};
+
+/* s[rows, n_tiles * 16] = Q[rows, hd] K^T. q: f32, or bf16 where x_bf16. */
 typedef void (*qk_fn)(float *s, size_t s_stride, const void *q, size_t q_stride, int rows,
-                      const void *const *tiles, int n_tiles, int hd);
+                      const struct tiles *k, int n_tiles, int hd);
 /* o[rows, hd] += P[rows, lo .. hi) V; positions count from the first tile. p: as q above; p of
  * positions outside [lo, hi) is not read, V there is not used (it may be anything). */
 typedef void (*pv_fn)(float *o, size_t o_stride, const void *p, size_t p_stride, int rows,
-                      const void *const *tiles, int lo, int hi, int hd);
+                      const struct tiles *v, int lo, int hi, int hd);
 
 /* What softmax does to one row of one chunk before the exponential. */
 struct softmax {

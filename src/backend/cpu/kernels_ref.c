@@ -179,15 +179,15 @@ static void softcap_ref(float *x, float scale, float cap, int n)
 /* ---- attention ------------------------------------------------------------------------------ */
 
 static void qk_float(float *s, size_t s_stride, const void *q, size_t q_stride, int rows,
-                     const void *const *tiles, int n_tiles, int hd, enum wformat format)
+                     const struct tiles *k, int n_tiles, int hd, enum wformat format)
 {
     for (int r = 0; r < rows; r++) {
         const float *x = (const float *)((const char *)q + r * q_stride);
         for (int p = 0; p < n_tiles * TILE_POS; p++) {
             double sum = 0;
             for (int d = 0; d < hd; d++)
-                sum +=
-                    (double)x[d] * element(tiles[p / TILE_POS], format, TILE_POS, d, p % TILE_POS);
+                sum += (double)x[d] *
+                       element(k->tile[p / TILE_POS], format, TILE_POS, d, p % TILE_POS);
             s[r * s_stride + p] = (float)sum;
         }
     }
@@ -196,29 +196,29 @@ static void qk_float(float *s, size_t s_stride, const void *q, size_t q_stride, 
 /* Rounded to f32 after every position, because a row's positions may come in several calls and the
  * cut must not show. */
 static void pv_float(float *o, size_t o_stride, const void *p, size_t p_stride, int rows,
-                     const void *const *tiles, int lo, int hi, int hd, enum wformat format)
+                     const struct tiles *v, int lo, int hi, int hd, enum wformat format)
 {
     for (int r = 0; r < rows; r++) {
         const float *x = (const float *)((const char *)p + r * p_stride);
         for (int d = 0; d < hd; d++) {
             float sum = o[r * o_stride + d];
             for (int i = lo; i < hi; i++)
-                sum = fmaf(x[i], element(tiles[i / TILE_POS], format, hd, i % TILE_POS, d), sum);
+                sum = fmaf(x[i], element(v->tile[i / TILE_POS], format, hd, i % TILE_POS, d), sum);
             o[r * o_stride + d] = sum;
         }
     }
 }
 
-#define ATTENTION_REF(NAME, FORMAT)                                                         \
-    static void qk_##NAME##_ref(float *s, size_t s_stride, const void *q, size_t q_stride,  \
-                                int rows, const void *const *tiles, int n_tiles, int hd)    \
-    {                                                                                       \
-        qk_float(s, s_stride, q, q_stride, rows, tiles, n_tiles, hd, FORMAT);               \
-    }                                                                                       \
-    static void pv_##NAME##_ref(float *o, size_t o_stride, const void *p, size_t p_stride,  \
-                                int rows, const void *const *tiles, int lo, int hi, int hd) \
-    {                                                                                       \
-        pv_float(o, o_stride, p, p_stride, rows, tiles, lo, hi, hd, FORMAT);                \
+#define ATTENTION_REF(NAME, FORMAT)                                                        \
+    static void qk_##NAME##_ref(float *s, size_t s_stride, const void *q, size_t q_stride, \
+                                int rows, const struct tiles *k, int n_tiles, int hd)      \
+    {                                                                                      \
+        qk_float(s, s_stride, q, q_stride, rows, k, n_tiles, hd, FORMAT);                  \
+    }                                                                                      \
+    static void pv_##NAME##_ref(float *o, size_t o_stride, const void *p, size_t p_stride, \
+                                int rows, const struct tiles *v, int lo, int hi, int hd)   \
+    {                                                                                      \
+        pv_float(o, o_stride, p, p_stride, rows, v, lo, hi, hd, FORMAT);                   \
     }
 ATTENTION_REF(f32, W_F32)
 ATTENTION_REF(f16, W_F16)

@@ -23,8 +23,8 @@ INLINE size_t mac_bytes(enum wformat f) /* of 8 outputs' step */
 INLINE void mac_rows(__m256 acc[MAC_ROWS][MAC_VECS], const char *x, size_t x_stride, __m256 w,
                      const int rows, const int j)
 {
-    UNROLL for (int r = 0; r < rows; r++)
-    {
+    UNROLL
+    for (int r = 0; r < rows; r++) {
         __m256 b = _mm256_broadcast_ss((const float *)(x + r * x_stride));
         acc[r][j] = _mm256_fmadd_ps(b, w, acc[r][j]);
     }
@@ -45,8 +45,8 @@ INLINE void mac_tile(__m256 acc[MAC_ROWS][MAC_VECS], const char *x, size_t x_str
                      size_t step, int n, enum wformat f, const int rows, const int vecs)
 {
     for (int i = 0; i < n; i++, w += step) {
-        UNROLL for (int j = 0; j < vecs; j++)
-        {
+        UNROLL
+        for (int j = 0; j < vecs; j++) {
             const char *p = w + (size_t)j * mac_bytes(f);
             if (f == W_BF16) {
                 __m256i pair = _mm256_loadu_si256((const __m256i *)p);
@@ -66,14 +66,20 @@ INLINE void mac_tile(__m256 acc[MAC_ROWS][MAC_VECS], const char *x, size_t x_str
 INLINE void mac_start(__m256 acc[MAC_ROWS][MAC_VECS], const float *c, size_t ldc, bool zero,
                       const int rows, const int vecs)
 {
-    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int j = 0; j < vecs; j++) acc[r][j] =
-        zero ? _mm256_setzero_ps() : _mm256_loadu_ps(c + r * ldc + 8 * j);
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        UNROLL
+    for (int j = 0; j < vecs; j++)
+        acc[r][j] = zero ? _mm256_setzero_ps() : _mm256_loadu_ps(c + r * ldc + 8 * j);
 }
 
 INLINE void mac_store(float *c, size_t ldc, __m256 acc[MAC_ROWS][MAC_VECS], const int rows,
                       const int vecs)
 {
-    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int j = 0; j < vecs; j++)
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        UNROLL
+    for (int j = 0; j < vecs; j++)
         _mm256_storeu_ps(c + r * ldc + 8 * j, acc[r][j]);
 }
 

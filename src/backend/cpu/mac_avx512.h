@@ -47,33 +47,56 @@ INLINE __m512i mac_broadcast(const char *x)
     return _mm512_set1_epi32(bits);
 }
 
-/* n steps; w[j] is where vector j's first step lies, `step` bytes before its second. */
+/* n steps; w[j] is where vector j's first step lies, `step` bytes before its second. What lies
+ * ahead[j] bytes further is fetched at the same time, unless ahead is NULL. */
+INLINE void mac_tile_ahead(__m512i acc[MAC_ROWS][MAC_VECS], const char *x, size_t x_stride,
+                           const char *const w[MAC_VECS], size_t step, int n, enum wformat f,
+                           const ptrdiff_t *ahead, const int rows, const int vecs)
+{
+    for (int i = 0; i < n; i++) {
+        __m512i v[MAC_VECS];
+        UNROLL
+        for (int j = 0; j < vecs; j++)
+            v[j] = mac_load(w[j] + i * step, f);
+        if (ahead) {
+            UNROLL
+            for (int j = 0; j < vecs; j++)
+                _mm_prefetch(w[j] + ahead[j] + i * step, _MM_HINT_T1);
+        }
+        UNROLL
+        for (int r = 0; r < rows; r++) {
+            __m512i b = mac_broadcast(x + r * x_stride + 4 * (size_t)i);
+            UNROLL
+            for (int j = 0; j < vecs; j++)
+                acc[r][j] = mac(acc[r][j], b, v[j], f);
+        }
+    }
+}
+
 INLINE void mac_tile(__m512i acc[MAC_ROWS][MAC_VECS], const char *x, size_t x_stride,
                      const char *const w[MAC_VECS], size_t step, int n, enum wformat f,
                      const int rows, const int vecs)
 {
-    for (int i = 0; i < n; i++) {
-        __m512i v[MAC_VECS];
-        UNROLL for (int j = 0; j < vecs; j++) v[j] = mac_load(w[j] + i * step, f);
-        UNROLL for (int r = 0; r < rows; r++)
-        {
-            __m512i b = mac_broadcast(x + r * x_stride + 4 * (size_t)i);
-            UNROLL for (int j = 0; j < vecs; j++) acc[r][j] = mac(acc[r][j], b, v[j], f);
-        }
-    }
+    mac_tile_ahead(acc, x, x_stride, w, step, n, f, NULL, rows, vecs);
 }
 
 INLINE void mac_start(__m512i acc[MAC_ROWS][MAC_VECS], const float *c, size_t ldc, bool zero,
                       const int rows, const int vecs)
 {
-    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int j = 0; j < vecs; j++) acc[r][j] =
-        zero ? _mm512_setzero_si512() : _mm512_loadu_si512(c + r * ldc + 16 * j);
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        UNROLL
+    for (int j = 0; j < vecs; j++)
+        acc[r][j] = zero ? _mm512_setzero_si512() : _mm512_loadu_si512(c + r * ldc + 16 * j);
 }
 
 INLINE void mac_store(float *c, size_t ldc, __m512i acc[MAC_ROWS][MAC_VECS], const int rows,
                       const int vecs)
 {
-    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int j = 0; j < vecs; j++)
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        UNROLL
+    for (int j = 0; j < vecs; j++)
         _mm512_storeu_si512(c + r * ldc + 16 * j, acc[r][j]);
 }
 
