@@ -233,6 +233,23 @@ static void regroup_position(const struct attn *t, char *k_to, char *v_to, int t
                v_from + (size_t)((from / 2 * hd + i) * 2 + from % 2) * 2, 2);
 }
 
+/* K tiles of positions [pos, end), pos a multiple of TILE_POS, in blocks of whole tiles. Divides
+ * once: a division takes as long as a tile's scores. */
+static void list_tiles(const struct attn *t, const struct item *it, int pos, int end,
+                       const void **k)
+{
+    const struct kv_group_memory *g = t->g;
+    int bs = t->d->kv.layout.block_size, block = pos / bs, tile = pos % bs / TILE_POS;
+    const char *base = kv_tile(g, t->a->layer_in_group, 0, it->kv_head, 0);
+    for (; pos < end; pos += TILE_POS) {
+        *k++ = base + it->blocks[block] * g->block_bytes + tile * g->tile_bytes;
+        if (++tile == g->tiles) {
+            tile = 0;
+            block++;
+        }
+    }
+}
+
 /* Fills the tile pointers for positions [lo, hi) of a chunk; tile i holds 16 i .. 16 i + 15. */
 static void find_tiles(const struct attn *t, const struct item *it, int chunk, int lo, int hi,
                        struct room *m, const void **k, const void **v)
@@ -241,12 +258,9 @@ static void find_tiles(const struct attn *t, const struct item *it, int chunk, i
     int bs = t->d->kv.layout.block_size, layer = t->a->layer_in_group, base = chunk * ATTN_CHUNK;
     size_t v_offset = g->tile_bytes * g->tiles;
     if (bs % TILE_POS == 0) {
-        for (int i = lo / TILE_POS; i < (hi + TILE_POS - 1) / TILE_POS; i++) {
-            int pos = base + i * TILE_POS;
-            char *tile = kv_tile(g, layer, it->blocks[pos / bs], it->kv_head, pos % bs);
-            k[i] = tile;
-            v[i] = tile + v_offset;
-        }
+        list_tiles(t, it, base + lo / TILE_POS * TILE_POS, base + hi, k + lo / TILE_POS);
+        for (int i = lo / TILE_POS; i < (hi + TILE_POS - 1) / TILE_POS; i++)
+            v[i] = (const char *)k[i] + v_offset;
         return;
     }
     for (int i = lo; i < hi; i++) {
@@ -364,14 +378,11 @@ static void weigh_values(const struct values *v, const struct span *sp)
 static void find_next(const struct attn *t, const struct item *it, int chunk, const struct span *sp,
                       const void *const *v, const void **next)
 {
-    int bs = t->d->kv.layout.block_size;
-    for (int i = sp->lo / TILE_POS; i < (sp->hi + TILE_POS - 1) / TILE_POS; i++) {
-        int pos = (chunk + 1) * ATTN_CHUNK + i * TILE_POS;
+    int first = sp->lo / TILE_POS, n = (sp->hi + TILE_POS - 1) / TILE_POS;
+    int pos = (chunk + 1) * ATTN_CHUNK + first * TILE_POS, end = pos + (n - first) * TILE_POS;
+    for (int i = first; i < n; i++)
         next[i] = v[i]; /* as good as nothing */
-        if (pos < it->end)
-            next[i] =
-                kv_tile(t->g, t->a->layer_in_group, it->blocks[pos / bs], it->kv_head, pos % bs);
-    }
+    list_tiles(t, it, pos, end < it->end ? end : it->end, next + first);
 }
 
 /* An item's first chunk was fetched by nobody. */

@@ -72,10 +72,11 @@ typedef void (*qk_fn)(float *s, size_t s_stride, const void *q, size_t q_stride,
 typedef void (*pv_fn)(float *o, size_t o_stride, const void *p, size_t p_stride, int rows,
                       const struct tiles *v, int lo, int hi, int hd);
 
-/* What softmax does to one row of one chunk before the exponential. */
+/* What softmax does to one row of one chunk before the exponential. Scores and their maximum are in
+ * units of log2(e): 2^x costs less than e^x. */
 struct softmax {
     int lo, hi;  /* valid positions of the chunk */
-    float scale; /* s * scale, then softcap, then the alibi bias */
+    float scale; /* (softcap(s * scale) + alibi bias) * log2(e) */
     float softcap;
     float alibi;     /* slope, 0: none */
     int alibi_first; /* chunk's first position - row's position */
@@ -107,7 +108,7 @@ struct cpu_kernels {
 
     qk_fn qk[N_FORMATS]; /* by KV format: W_F32, W_F16, W_BF16 */
     pv_fn pv[N_FORMATS];
-    /* p[i] = exp(s[i] - max), 0 outside [lo, hi), for the tiles that [lo, hi) touches; in f32, or
+    /* p[i] = 2^(s[i] - max), 0 outside [lo, hi), for the tiles that [lo, hi) touches; in f32, or
      * bf16 when p_bf16. Gives max and the sum of p. NaN in, NaN out. */
     void (*softmax)(void *p, bool p_bf16, float *max, float *sum, float *s,
                     const struct softmax *a);

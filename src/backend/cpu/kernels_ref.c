@@ -229,7 +229,7 @@ static double score(double s, const struct softmax *a, int i)
     s *= a->scale;
     if (a->softcap != 0)
         s = a->softcap * tanh(s / a->softcap);
-    return s + a->alibi * (double)(a->alibi_first + i);
+    return (s + a->alibi * (double)(a->alibi_first + i)) * M_LOG2E;
 }
 
 static void softmax_ref(void *p, bool p_bf16, float *max, float *sum, float *s,
@@ -244,7 +244,7 @@ static void softmax_ref(void *p, bool p_bf16, float *max, float *sum, float *s,
     }
     *max = (float)top;
     for (int i = begin; i < end; i++) {
-        float e = i < a->lo || i >= a->hi ? 0 : (float)exp((double)s[i] - *max);
+        float e = i < a->lo || i >= a->hi ? 0 : (float)exp2((double)s[i] - *max);
         total += e;
         if (p_bf16)
             ((uint16_t *)p)[i] = f32_bf16(e);
@@ -258,7 +258,7 @@ static void combine_ref(float *o, float *max, float *sum, const float *o2, float
                         int n)
 {
     float top = *max > max2 ? *max : max2;
-    double a = exp((double)*max - top), b = exp((double)max2 - top);
+    double a = exp2((double)*max - top), b = exp2((double)max2 - top);
     for (int i = 0; i < n; i++)
         o[i] = (float)(o[i] * a + o2[i] * b);
     *sum = (float)(*sum * a + sum2 * b);

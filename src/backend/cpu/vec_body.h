@@ -209,9 +209,27 @@ static void VEC(softcap)(float *x, float scale, float cap, int n)
 
 /* ---- attention ------------------------------------------------------------------------------ */
 
-SIMD vf v_score(const float *s, const struct softmax *a, int i)
+/* 2^x for x <= 0 (or NaN): 2^r by its series to degree 7 for |r| <= 1/2, relative error 2^-27. */
+SIMD vf v_exp2(vf x)
 {
-    vf v = v_mul(v_load(s + i), v_set1(a->scale));
+    x = v_max(v_set1(-150.0f), x);
+    vf n = v_round(x), r = v_sub(x, n), p = v_set1(1.52527338e-5f);
+    p = v_fma(p, r, v_set1(1.54035304e-4f));
+    p = v_fma(p, r, v_set1(1.33335581e-3f));
+    p = v_fma(p, r, v_set1(9.61812911e-3f));
+    p = v_fma(p, r, v_set1(5.55041087e-2f));
+    p = v_fma(p, r, v_set1(2.40226507e-1f));
+    p = v_fma(p, r, v_set1(6.93147181e-1f));
+    p = v_fma(p, r, v_set1(1.0f));
+    return v_scale2(p, n);
+}
+
+static const float LOG2E = 1.44269504088896341f;
+
+/* Scores beyond scaling: softcap and alibi. */
+SIMD vf v_score(vf v, const struct softmax *a, int i)
+{
+    v = v_mul(v, v_set1(a->scale));
     if (a->softcap != 0)
         v = v_mul(v_tanh(v_div(v, v_set1(a->softcap))), v_set1(a->softcap));
     if (a->alibi != 0) {
@@ -220,30 +238,50 @@ SIMD vf v_score(const float *s, const struct softmax *a, int i)
             ramp[j] = (float)(a->alibi_first + i + j);
         v = v_fma(v_set1(a->alibi), v_load(ramp), v);
     }
-    return v;
+    return v_mul(v, v_set1(LOG2E));
 }
 
-static void VEC(softmax)(void *p, bool p_bf16, float *max, float *sum, float *s,
-                         const struct softmax *a)
+/* Scores of [begin, end) in place; gives their maximum (lanes). */
+SIMD vf v_scores(float *s, const struct softmax *a, int begin, int end)
 {
-    int begin = a->lo & ~(TILE_POS - 1), end = (a->hi + TILE_POS - 1) & ~(TILE_POS - 1);
-    vf top = v_set1(-INFINITY), total = v_set1(0);
+    bool plain = a->softcap == 0 && a->alibi == 0;
+    vf top = v_set1(-INFINITY), scale = v_set1(a->scale * LOG2E);
     for (int i = begin; i < end; i += VL) {
-        vf v = v_keep_range(v_score(s, a, i), a->lo - i, a->hi - i, -INFINITY);
+        vf v = v_load(s + i);
+        v = plain ? v_mul(v, scale) : v_score(v, a, i);
+        if (i < a->lo || i + VL > a->hi)
+            v = v_keep_range(v, a->lo - i, a->hi - i, -INFINITY);
         v_store(s + i, v);
         top = v_max(v, top);
     }
-    /* A NaN score may be lost from the maximum; its own exponential below is NaN all the same. */
-    *max = v_top(top);
+    return top;
+}
+
+SIMD vf v_probabilities(void *p, bool p_bf16, const float *s, float max, const struct softmax *a,
+                        int begin, int end)
+{
+    vf total = v_set1(0), m = v_set1(max);
     for (int i = begin; i < end; i += VL) {
-        vf e = v_exp(v_sub(v_load(s + i), v_set1(*max)));
-        e = v_keep_range(e, a->lo - i, a->hi - i, 0);
+        vf e = v_exp2(v_sub(v_load(s + i), m));
+        if (i < a->lo || i + VL > a->hi)
+            e = v_keep_range(e, a->lo - i, a->hi - i, 0);
         total = v_add(total, e);
         if (p_bf16)
             v_store_bf16((uint16_t *)p + i, e);
         else
             v_store((float *)p + i, e);
     }
+    return total;
+}
+
+static void VEC(softmax)(void *p, bool p_bf16, float *max, float *sum, float *s,
+                         const struct softmax *a)
+{
+    int begin = a->lo & ~(TILE_POS - 1), end = (a->hi + TILE_POS - 1) & ~(TILE_POS - 1);
+    /* A NaN score may be lost from the maximum; its own exponential is NaN all the same. */
+    *max = v_top(v_scores(s, a, begin, end));
+    vf total = p_bf16 ? v_probabilities(p, true, s, *max, a, begin, end)
+                      : v_probabilities(p, false, s, *max, a, begin, end);
     *sum = v_sum(total);
 }
 
@@ -251,7 +289,7 @@ static void VEC(combine)(float *o, float *max, float *sum, const float *o2, floa
                          int n)
 {
     float top = *max > max2 ? *max : max2, factor[VL] = {*max - top, max2 - top};
-    v_store(factor, v_exp(v_load(factor)));
+    v_store(factor, v_exp2(v_load(factor)));
     vf a = v_set1(factor[0]), b = v_set1(factor[1]);
     EACH_VECTOR(i, m, n)
     v_store_n(o + i, v_fma(v_load_n(o2 + i, m), b, v_mul(v_load_n(o + i, m), a)), m);
