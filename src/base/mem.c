@@ -73,8 +73,7 @@ static const size_t HUGE_PAGE = (size_t)2 << 20, SMALL_PAGE = 4096;
 
 static size_t round_pages(size_t bytes)
 {
-    size_t page = bytes < HUGE_PAGE ? SMALL_PAGE : HUGE_PAGE;
-    return (bytes + page - 1) & ~(page - 1);
+    return (bytes + SMALL_PAGE - 1) & ~(SMALL_PAGE - 1);
 }
 
 void *mem_pages(size_t bytes)
