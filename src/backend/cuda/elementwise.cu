@@ -196,19 +196,24 @@ extern "C" void launch_finish_logits(cuda_stream s, float *logits, const float *
                                                                         scale, softcap);
 }
 
-/* One block a copy, 16 bytes a thread at a time. */
-__global__ void copy_blocks_kernel(char *cache, const int32_t *src_dst, size_t bytes)
+/* Copies happen in order, for one may read what another wrote: every thread owns the same 16 bytes
+ * of each KV block and goes through the list. */
+__global__ void copy_blocks_kernel(char *cache, const int32_t *src_dst, int n_copies, size_t bytes)
 {
-    const uint4 *from = (const uint4 *)(cache + (size_t)src_dst[2 * blockIdx.x] * bytes);
-    uint4 *to = (uint4 *)(cache + (size_t)src_dst[2 * blockIdx.x + 1] * bytes);
-    for (size_t i = threadIdx.x; i < bytes / 16; i += blockDim.x)
-        to[i] = from[i];
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= bytes / 16)
+        return;
+    for (int c = 0; c < n_copies; c++) {
+        const uint4 *from = (const uint4 *)(cache + (size_t)src_dst[2 * c] * bytes);
+        ((uint4 *)(cache + (size_t)src_dst[2 * c + 1] * bytes))[i] = from[i];
+    }
 }
 
 extern "C" void launch_copy_blocks(cuda_stream s, void *cache, const int32_t *src_dst, int n_copies,
                                    size_t block_bytes)
 {
-    copy_blocks_kernel<<<n_copies, THREADS, 0, s>>>((char *)cache, src_dst, block_bytes);
+    copy_blocks_kernel<<<blocks_for(block_bytes / 16, THREADS), THREADS, 0, s>>>(
+        (char *)cache, src_dst, n_copies, block_bytes);
 }
 
 /* One warp a (token, head): heads are q, then k, then v. Lane l owns elements l, l + 32, ... in
