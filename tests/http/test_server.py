@@ -193,7 +193,7 @@ class Options(unittest.TestCase):
             self.assertRegex(a.json()["id"], "^cmpl-[0-9a-f]{32}$")
 
     def test_small_flags(self):
-        with Server(*SIM, "--enable-server-load-tracking", "--enable-tokenizer-info-endpoint",
+        with Server(*SLOW, "--enable-server-load-tracking", "--enable-tokenizer-info-endpoint",
                     "--enable-prompt-tokens-details", "--enable-force-include-usage",
                     "--fingerprint-mode", "custom-text", "--return-tokens-as-token-ids",
                     "--root-path", "/api", "--served-model-name", "one", "two") as server:
