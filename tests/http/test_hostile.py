@@ -430,7 +430,9 @@ class Limits(unittest.TestCase):
                 s = connect(server)
                 s.sendall(request_bytes(COMPLETIONS, {**LONG, "stream": True}))
                 socks.append(s)
-            time.sleep(0.5)
+            end = time.monotonic() + 20
+            while metrics(server)["vllm:num_requests_waiting"] < 5 and time.monotonic() < end:
+                time.sleep(0.05)
             a = post(server, COMPLETIONS, LONG)
             self.assertEqual(a.status, 429)
             self.assertEqual(a.headers["retry-after"], "1")
