@@ -108,7 +108,23 @@ int limits_cores(void)
     return whole < cores ? whole + 1 : whole < 1 ? 1 : whole;
 }
 
-static void take_remaining(const char *dir, const char *limit, const char *used, int64_t *least)
+/* The value after `key` in a file of "key value" lines; 0 when it is not there. */
+static int64_t read_key(const char *path, const char *key)
+{
+    FILE *f = fopen(path, "re");
+    char line[256], name[128];
+    int64_t value, found = 0;
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "%127s %" SCNd64, name, &value) == 2 && !strcmp(name, key))
+            found = value;
+    if (f)
+        fclose(f);
+    return found;
+}
+
+/* The kernel gives back file pages that nobody has used lately (`idle`) before it refuses any. */
+static void take_remaining(const char *dir, const char *limit, const char *used, const char *idle,
+                           int64_t *least)
 {
     char path[1300];
     int64_t max, now;
@@ -117,6 +133,9 @@ static void take_remaining(const char *dir, const char *limit, const char *used,
     snprintf(path, sizeof path, "%s/%s", dir, used);
     if (!ok || !read_number(path, &now))
         return;
+    snprintf(path, sizeof path, "%s/memory.stat", dir);
+    int64_t reclaimable = read_key(path, idle);
+    now -= reclaimable < now ? reclaimable : now;
     int64_t left = max > now ? max - now : 0;
     if (left < *least)
         *least = left;
@@ -124,12 +143,13 @@ static void take_remaining(const char *dir, const char *limit, const char *used,
 
 static void take_v2_memory(const char *dir, void *ctx)
 {
-    take_remaining(dir, "memory.max", "memory.current", ctx);
+    take_remaining(dir, "memory.max", "memory.current", "inactive_file", ctx);
 }
 
 static void take_v1_memory(const char *dir, void *ctx)
 {
-    take_remaining(dir, "memory.limit_in_bytes", "memory.usage_in_bytes", ctx);
+    take_remaining(dir, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file",
+                   ctx);
 }
 
 int64_t limits_memory_available(void)
