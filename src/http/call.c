@@ -70,7 +70,7 @@ static bool submit(struct call *c)
                               .cache_salt = r->cache_salt,
                               .arrival_ns = c->arrival_ns};
         params.max_tokens = r->prompts[i].max_tokens;
-        if (!submit_one(c, i, &in, &params))
+        if (atomic_load(&c->cancelled) || !submit_one(c, i, &in, &params))
             return false;
         c->n_reqs++;
     }

@@ -144,6 +144,8 @@ static enum sl_status load_tokenizer_info(struct sl_server *s, struct sl_err *er
     snprintf(path, sizeof path, "%s/tokenizer_config.json", s->env.info.model);
     json_error_t je;
     json_t *config = json_load_file(path, 0, &je);
+    if (!config) /* model_max_length is often 1e30, written out */
+        config = json_load_file(path, JSON_DECODE_INT_AS_REAL, &je);
     if (!json_is_object(config)) {
         json_decref(config);
         return SL_FAIL(err, SL_EFORMAT, "--enable-tokenizer-info-endpoint: cannot read %s: %s",
