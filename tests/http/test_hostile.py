@@ -432,7 +432,11 @@ class Limits(unittest.TestCase):
                 socks.append(s)
             end = time.monotonic() + 20
             while metrics(server)["vllm:num_requests_waiting"] < 5 and time.monotonic() < end:
-                time.sleep(0.05)
+                # the first may have left the queue after the others were refused
+                s = connect(server)
+                s.sendall(request_bytes(COMPLETIONS, {**LONG, "stream": True}))
+                socks.append(s)
+                time.sleep(0.2)
             a = post(server, COMPLETIONS, LONG)
             self.assertEqual(a.status, 429)
             self.assertEqual(a.headers["retry-after"], "1")
