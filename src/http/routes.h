@@ -26,7 +26,7 @@ struct route {
 extern const struct route routes[];
 extern const int n_routes;
 
-void routes_log(void); /* "Available routes are:", one line a route */
+void routes_log(void);                  /* "Available routes are:", one line a route */
 void routes_dispatch(struct conn *c);   /* may free the connection */
 int route_index(const struct route *r); /* n_routes for NULL */
 const struct route *route_find(const char *path, size_t n);

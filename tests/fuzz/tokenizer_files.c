@@ -1,6 +1,6 @@
 /* Fuzz target: one tokenizer file of any kind (SentencePiece, tiktoken, tekken, JSON) through load
- * and encode. The kind is told by content, as for a user's file. SPDX-License-Identifier:
- * Apache-2.0 */
+ * and encode. The kind is told by content, as for a user's file.
+ * SPDX-License-Identifier: Apache-2.0 */
 #include "text/tokenizer.h"
 
 #include <stddef.h>
