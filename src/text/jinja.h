@@ -29,7 +29,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* ---- values ------------------------------------------------------------------------------- */
+/* ---- values --------------------------------------------------------------------------------- */
 
 enum jkind {
     J_MISSING, /* no value at all: an unset slot, an argument not given; templates never see it */
@@ -138,7 +138,7 @@ struct jjoiner {
     bool used;
 };
 
-/* ---- the tree ----------------------------------------------------------------------------- */
+/* ---- the tree ------------------------------------------------------------------------------- */
 
 struct jpos {
     uint32_t line, col; /* from 1; columns count code points */
@@ -307,8 +307,7 @@ struct template
     struct nodes blocks;
 };
 
-/* ---- one compilation or render ----------------------------------------------------------------
- */
+/* ---- one compilation or render -------------------------------------------------------------- */
 
 struct env { /* the slots of one call of a func */
     struct env *up;
@@ -374,7 +373,7 @@ static inline void jleave(struct jrt *rt)
     rt->depth--;
 }
 
-/* ---- compilation -------------------------------------------------------------------------- */
+/* ---- compilation ---------------------------------------------------------------------------- */
 
 enum tok_kind {
     T_EOF,
@@ -458,7 +457,7 @@ void parse_fail(struct parser *p, struct jpos pos, const char *fmt, ...)
 
 void jscope(struct jrt *rt, struct template *t);
 
-/* ---- making values ------------------------------------------------------------------------ */
+/* ---- making values -------------------------------------------------------------------------- */
 
 #define JNONE ((struct jval){.kind = J_NONE})
 #define JMISSING ((struct jval){.kind = J_MISSING})
@@ -536,7 +535,7 @@ void jb_cp(struct jbuild *b, uint32_t cp);
 void jb_fmt(struct jbuild *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 struct jstr *jb_done(struct jbuild *b);
 
-/* ---- asking about values ------------------------------------------------------------------ */
+/* ---- asking about values -------------------------------------------------------------------- */
 
 bool jtruth(struct jrt *rt, struct jval v);
 bool jeq(struct jrt *rt, struct jval a, struct jval b);
@@ -565,7 +564,7 @@ void jfloat_repr(char out[32], double f);
 int jformat_double(char *out, size_t cap, char type, int precision, bool alt, double f);
 double jstrtod(const char *p, size_t n, bool *ok); /* the C locale's */
 
-/* ---- operations --------------------------------------------------------------------------- */
+/* ---- operations ----------------------------------------------------------------------------- */
 
 struct jval jbinary(struct jrt *rt, enum jop op, struct jval a, struct jval b);
 struct jval jnegate(struct jrt *rt, struct jval v, bool plus);
@@ -590,7 +589,7 @@ bool jbig_odd(struct jval a);
 size_t jbig_bits(struct jval a);
 uint64_t jbig_hash(struct jval a);
 
-/* ---- iterators ---------------------------------------------------------------------------- */
+/* ---- iterators ------------------------------------------------------------------------------ */
 
 struct jval jiter(struct jrt *rt, struct jval v); /* iter(v); fails when it cannot be iterated */
 bool jnext(struct jrt *rt, struct jval it, struct jval *out); /* false: *out means nothing */
@@ -636,7 +635,7 @@ struct jval jgenerator(struct jrt *rt, struct jgen *g);
 bool jgen_next(struct jrt *rt, struct jgen *g, struct jval *out);
 bool jwhere_next(struct jrt *rt, struct jgen *g, struct jval *out); /* for x in xs if ... */
 
-/* ---- calls -------------------------------------------------------------------------------- */
+/* ---- calls ---------------------------------------------------------------------------------- */
 
 struct jval jcall(struct jrt *rt, struct jval f, const struct jargs *args);
 struct jval *jarg_kw(const struct jargs *args, const char *name);
@@ -710,8 +709,7 @@ struct jval jmacro_attr(struct jrt *rt, struct jval macro, struct jstr *name);
 struct jstr *jmacro_name(struct jval macro);
 struct jval jblock_find(struct jrt *rt, struct jval name);
 
-/* ---- attribute names that Python's own types have ---------------------------------------------
- */
+/* ---- attribute names that Python's own types have ------------------------------------------- */
 
 /* name, types that have it, types on which the sandbox hides it because it would change them */
 #define JATTRS(X)                             \
@@ -816,8 +814,7 @@ enum jattr {
 int jattr_find(const char *name, size_t n); /* -1: no built-in type has it */
 const char *jattr_name(int attr);
 
-/* ---- Unicode, as Python's str sees it ---------------------------------------------------------
- */
+/* ---- Unicode, as Python's str sees it ------------------------------------------------------- */
 
 size_t juni_decode(const char *p, size_t n, uint32_t *cp); /* bytes taken; trusts its input */
 size_t juni_encode(uint32_t cp, char out[4]);

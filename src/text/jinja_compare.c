@@ -345,6 +345,26 @@ bool jless(struct jrt *rt, struct jval a, struct jval b)
     return c < 0;
 }
 
+/* keys() and items() compare as sets do: `<` is "a part of". */
+static bool is_set(struct jval v)
+{
+    return v.kind == J_VIEW && v.w->kind != JVIEW_VALUES;
+}
+
+static bool compare_sets(struct jrt *rt, enum jcmp op, struct jval a, struct jval b)
+{
+    if (op == JCMP_GT || op == JCMP_GE)
+        return compare_sets(rt, op == JCMP_GT ? JCMP_LT : JCMP_LE, b, a);
+    size_t n = a.w->d->n, m = b.w->d->n;
+    if (op == JCMP_LT ? n >= m : n > m)
+        return false;
+    struct jval it = jiter(rt, a), v;
+    while (jnext(rt, it, &v))
+        if (!jcontains(rt, b, v))
+            return false;
+    return true;
+}
+
 bool jcompare(struct jrt *rt, enum jcmp op, struct jval a, struct jval b)
 {
     static const char *const text[] = {
@@ -353,13 +373,15 @@ bool jcompare(struct jrt *rt, enum jcmp op, struct jval a, struct jval b)
         return jeq(rt, a, b) == (op == JCMP_EQ);
     if (op == JCMP_IN || op == JCMP_NOTIN)
         return jcontains(rt, b, a) == (op == JCMP_IN);
+    if (is_set(a) && is_set(b))
+        return compare_sets(rt, op, a, b);
     int c = jorder(rt, a, b, text[op]);
     if (c == 2)
         return false;
     return op == JCMP_LT ? c < 0 : op == JCMP_LE ? c <= 0 : op == JCMP_GT ? c > 0 : c >= 0;
 }
 
-/* ---- membership ------------------------------------------------------------------------------ */
+/* ---- membership ----------------------------------------------------------------------------- */
 
 static bool str_contains(struct jrt *rt, struct jval s, struct jval item)
 {

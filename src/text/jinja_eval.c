@@ -94,7 +94,7 @@ static struct jval eval_item(struct jrt *rt, const struct node *n)
     return jslice(rt, obj, from, to, step);
 }
 
-/* ---- calls ----------------------------------------------------------------------------------- */
+/* ---- calls ---------------------------------------------------------------------------------- */
 
 static void add_kwargs(struct jrt *rt, struct jargs *out, struct jval map)
 {

@@ -95,6 +95,15 @@ static void put(struct jrt *rt, struct jval v)
     }
 }
 
+/* Filter and call blocks write what they get as it is, which must be text: here Jinja does not
+ * convert. */
+static void put_text(struct jrt *rt, struct jval v)
+{
+    if (v.kind != J_STR)
+        jfail(rt, JERR_TYPE, "the block gives a value of type '%s' where text is needed", jtype(v));
+    jout(rt, v.s->p, v.s->n);
+}
+
 /* ---- macros
  * ---------------------------------------------------------------------------------------- */
 
@@ -269,7 +278,7 @@ static void exec_call_block(struct jrt *rt, const struct node *n)
         rt->at = call->pos;
         v = jcall(rt, f, &with);
     }
-    put(rt, v);
+    put_text(rt, v);
 }
 
 /* ---- blocks
@@ -357,7 +366,7 @@ static enum jflow exec_capture(struct jrt *rt, const struct node *n)
     if (n->set.filter)
         text = jeval_filter(rt, n->set.filter, text);
     if (n->kind == N_FILTERBLOCK) {
-        put(rt, text);
+        put_text(rt, text);
     } else {
         jcheck_targets(rt, n->set.target);
         if (rt->autoescape && text.kind == J_STR)

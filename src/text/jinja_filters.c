@@ -346,8 +346,10 @@ FILTER(f_abs)
 FILTER(f_int)
 {
     UNUSED;
-    return jto_int(rt, v, given(a[0]) ? a[0] : jint(0),
-                   given(a[1]) ? jneed_int(rt, a[1], "int") : 10);
+    int64_t base = 10;
+    if (given(a[1]) && !jis_intlike(a[1], &base))
+        base = -1; /* only strings look at it, and then it is one more thing that fails */
+    return jto_int(rt, v, given(a[0]) ? a[0] : jint(0), base);
 }
 
 FILTER(f_float)

@@ -19,6 +19,12 @@ static bool flag(struct jrt *rt, struct jval v)
     return given(v) && jtruth(rt, v);
 }
 
+/* What sorted(reverse=...) takes: truth is not enough. */
+static bool reverse_flag(struct jrt *rt, struct jval v)
+{
+    return given(v) && jneed_int(rt, v, "reverse") != 0;
+}
+
 /* ---- attribute paths
  * ------------------------------------------------------------------------------- */
 
@@ -162,7 +168,7 @@ FILTER(f_sort)
     UNUSED;
     struct jlist *l = copy_list(rt, v);
     struct jval *keys = sort_keys(rt, l, given(a[2]) ? a[2] : JNONE, flag(rt, a[1]));
-    jsort(rt, l->v, keys, l->n, flag(rt, a[0]));
+    jsort(rt, l->v, keys, l->n, reverse_flag(rt, a[0]));
     return jlistv(l);
 }
 
@@ -187,7 +193,7 @@ FILTER(f_dictsort)
         if (!flag(rt, a[0]))
             keys[i] = jignore_case(rt, keys[i]);
     }
-    jsort(rt, l->v, keys, l->n, flag(rt, a[2]));
+    jsort(rt, l->v, keys, l->n, reverse_flag(rt, a[2]));
     return jlistv(l);
 }
 
@@ -221,9 +227,7 @@ FILTER(f_groupby)
     return jlistv(out);
 }
 
-/* ---- picking
- * -----------------------------------------------------------------------------------------------
- */
+/* ---- picking -------------------------------------------------------------------------------- */
 
 FILTER(f_first)
 {
@@ -239,12 +243,10 @@ FILTER(f_last)
     UNUSED;
     bool ok;
     struct jval it = jreversed(rt, v, &ok), out;
-    if (!ok) {
-        if (v.kind == J_UNDEF) /* it has a length but no order */
-            jfail_undef(rt, v);
+    if (!ok && v.kind != J_UNDEF) { /* Undefined is an empty sequence to reversed() */
         jfail(rt, JERR_TYPE, "'%s' object is not reversible", jtype(v));
     }
-    if (jnext(rt, it, &out))
+    if (ok && jnext(rt, it, &out))
         return out;
     return jundef_hint(rt, "No last item, sequence was empty.");
 }

@@ -149,7 +149,7 @@ struct jlist *jlist_of(struct jrt *rt, struct jval v)
     return l;
 }
 
-/* ---- generators ------------------------------------------------------------------------------ */
+/* ---- generators ----------------------------------------------------------------------------- */
 
 static void prepare_map(struct jrt *rt, struct jgen *g)
 {
@@ -203,6 +203,20 @@ static void prepare_slice(struct jrt *rt, struct jgen *g)
         jfail(rt, JERR_VALUE, "integer division or modulo by zero");
 }
 
+/* The count is only compared with: what is no number is never reached. */
+static void prepare_batch(struct jrt *rt, struct jgen *g)
+{
+    struct jval count = g->args.pos[0];
+    g->count = -1;
+    if (jis_intlike(count, &g->count))
+        return;
+    if (count.kind == J_FLOAT && count.f >= 0 && count.f < 1e15 &&
+        count.f == (double)(int64_t)count.f)
+        g->count = (int64_t)count.f;
+    else if (g->args.pos[1].kind != J_NONE)
+        (void)jneed_int(rt, count, "batch");
+}
+
 static bool prepare(struct jrt *rt, struct jgen *g)
 {
     g->prepared = true;
@@ -217,8 +231,7 @@ static bool prepare(struct jrt *rt, struct jgen *g)
     else if (g->kind == JGEN_SLICE)
         prepare_slice(rt, g);
     else if (g->kind == JGEN_BATCH)
-        g->count =
-            g->args.pos[0].kind == J_BIG ? INT64_MAX : jneed_int(rt, g->args.pos[0], "batch");
+        prepare_batch(rt, g);
     else if (g->kind == JGEN_UNIQUE)
         g->seen = jdict_new(rt);
     else if (g->kind == JGEN_ITEMS && g->source.kind != J_DICT && g->source.kind != J_UNDEF)

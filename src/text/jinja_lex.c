@@ -171,7 +171,7 @@ static void lex_raw(struct lexer *x, const char *from)
     lex_fail(x, from, "missing end of raw directive");
 }
 
-/* ---- inside a tag ------------------------------------------------------------------------- */
+/* ---- inside a tag --------------------------------------------------------------------------- */
 
 static bool is_digit(char c)
 {

@@ -130,9 +130,7 @@ struct jval jto_float(struct jrt *rt, struct jval v, struct jval fallback)
     return v.kind == J_STR && parse_float(rt, v.s, &f) ? jfloat(f) : fallback;
 }
 
-/* ---- dates
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- dates ---------------------------------------------------------------------------------- */
 
 static bool parse_now(const char *now, struct tm *tm)
 {
@@ -187,9 +185,7 @@ struct jval jstrftime(struct jrt *rt, struct jval fmt)
     return jstrv(jb_done(&b));
 }
 
-/* ---- HTML
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- HTML ----------------------------------------------------------------------------------- */
 
 static void drop_between(char *p, size_t *n, const char *open, const char *close)
 {

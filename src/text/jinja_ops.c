@@ -6,7 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-/* ---- arithmetic ------------------------------------------------------------------------------ */
+/* ---- arithmetic ----------------------------------------------------------------------------- */
 
 static const char *const op_text[] = {"+", "-", "*", "/", "//", "%", "** or pow()"};
 
@@ -271,7 +271,7 @@ struct jval jsubscript(struct jrt *rt, struct jval obj, struct jval key)
 }
 
 struct span {
-    int64_t from, step, n;
+    int64_t from, to, step, n;
 };
 
 /* slice(from, to, step).indices(n) */
@@ -306,7 +306,7 @@ static struct span slice_span(struct jrt *rt, struct jval from, struct jval to, 
             v[i] += n;
         v[i] = v[i] < low ? low : v[i] > high ? high : v[i];
     }
-    struct span s = {v[0], by, 0};
+    struct span s = {v[0], v[1], by, 0};
     if (by > 0 && v[0] < v[1])
         s.n = (v[1] - v[0] - 1) / by + 1;
     else if (by < 0 && v[1] < v[0])
@@ -361,13 +361,10 @@ static struct jval slice_list(struct jrt *rt, struct jval obj, struct span s)
 static struct jval slice_range(struct jrt *rt, const struct jrange *r, struct span s)
 {
     struct jrange *out = jalloc(rt, 1, sizeof *out);
-    int64_t step;
-    if (__builtin_mul_overflow(r->step, s.step, &step) ||
-        __builtin_mul_overflow(step, s.n, &out->stop))
+    if (__builtin_mul_overflow(r->step, s.step, &out->step))
         jfail(rt, JERR_VALUE, "the slice of a range is too large");
     out->start = r->start + s.from * r->step;
-    out->stop += out->start;
-    out->step = step;
+    out->stop = r->start + s.to * r->step;
     out->n = s.n;
     return (struct jval){.kind = J_RANGE, .r = out};
 }

@@ -171,7 +171,7 @@ static struct node *make_pair(struct parser *p, enum node_kind kind, struct jpos
     return n;
 }
 
-/* ---- primaries ---------------------------------------------------------------------------- */
+/* ---- primaries ------------------------------------------------------------------------------ */
 
 static struct node *parse_name(struct parser *p, bool with_ns)
 {
@@ -335,7 +335,7 @@ struct node *parse_target(struct parser *p, bool with_ns, const char *end)
     return n;
 }
 
-/* ---- what follows a primary --------------------------------------------------------------- */
+/* ---- what follows a primary ----------------------------------------------------------------- */
 
 static void call_fail(struct parser *p, struct jpos pos, bool ok)
 {
@@ -552,7 +552,7 @@ static struct node *parse_filter_expr(struct parser *p, struct node *n)
     }
 }
 
-/* ---- operators, from the tightest to the loosest ------------------------------------------ */
+/* ---- operators, from the tightest to the loosest -------------------------------------------- */
 
 static struct node *parse_unary(struct parser *p, bool with_filter)
 {

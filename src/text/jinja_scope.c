@@ -321,7 +321,7 @@ static void see_all(struct scoper *s, struct frame *f, const struct nodes *l, bo
         see(s, f, l->v[i], param);
 }
 
-/* ---- is a special name used before it is set? ---------------------------------------------- */
+/* ---- is a special name used before it is set? ----------------------------------------------- */
 
 struct special {
     const char *name[3];
@@ -487,13 +487,15 @@ static void finish(struct scoper *s, const struct frame *f, struct scope *out)
     }
 }
 
+/* Jinja forgets to look at the arguments of a set block's filter when it collects a frame's names,
+ * and then fails on those that nothing else in the frame has named. */
 static struct slot place_name(struct scoper *s, struct frame *f, struct jstr *name)
 {
     struct slot slot;
-    if (!find_ref(f, name, &slot)) {
-        sym_load(s, f, name);
-        (void)find_ref(f, name, &slot);
-    }
+    if (!find_ref(f, name, &slot))
+        jfail(s->rt, JERR_SYNTAX,
+              "the name '%.*s' is not known in the filter of a set block; set a variable first",
+              (int)name->n, name->p);
     return slot;
 }
 
@@ -683,6 +685,7 @@ static void place(struct scoper *s, struct frame *f, struct node *n)
     switch (n->kind) {
     case N_NAME:
     case N_NSREF:
+        s->rt->at = n->pos;
         n->name.slot = place_name(s, f, n->name.name);
         break;
     case N_TUPLE:

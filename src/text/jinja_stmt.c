@@ -57,7 +57,7 @@ static void fail_unclosed(struct parser *p, const struct tok *tag, struct jpos p
     parse_fail(p, pos, "%s", jb_done(&b)->p);
 }
 
-/* ---- tags --------------------------------------------------------------------------------- */
+/* ---- tags ----------------------------------------------------------------------------------- */
 
 static struct jstr *take_name(struct parser *p)
 {
@@ -326,7 +326,7 @@ static struct node *parse_statement(struct parser *p)
     return NULL;
 }
 
-/* ---- bodies ------------------------------------------------------------------------------- */
+/* ---- bodies --------------------------------------------------------------------------------- */
 
 static void parse_text(struct parser *p, struct nodes *body)
 {

@@ -351,9 +351,7 @@ static struct jval partition(struct jrt *rt, struct jval self, const struct jarg
     return jtuplev(l);
 }
 
-/* ---- find
- * -----------------------------------------------------------------------------------------------
- */
+/* ---- find ----------------------------------------------------------------------------------- */
 
 struct window { /* the part of the text that start and stop leave, in bytes */
     size_t from, to;
@@ -678,7 +676,7 @@ static struct jval splitlines(struct jrt *rt, struct jval self, const struct jar
 {
     struct jval a[JMAX_PARAMS];
     jbind(rt, "splitlines", "keepends?", args, a);
-    return jlistv(jstr_splitlines(rt, self, jtruth(rt, a[0])));
+    return jlistv(jstr_splitlines(rt, self, opt_int(rt, a[0], 0, "keepends") != 0));
 }
 
 static struct jval replace(struct jrt *rt, struct jval self, const struct jargs *args)

@@ -9,7 +9,7 @@
 
 #include <xxhash.h>
 
-/* ---- strings ------------------------------------------------------------------------------ */
+/* ---- strings -------------------------------------------------------------------------------- */
 
 struct jstr *jstr_view(struct jrt *rt, const char *p, size_t n)
 {
@@ -138,7 +138,7 @@ struct jstr *jstr_char(struct jrt *rt, uint32_t cp)
     return jstr_new(rt, buf, juni_encode(cp, buf));
 }
 
-/* ---- text under construction ----------------------------------------------------------------- */
+/* ---- text under construction ---------------------------------------------------------------- */
 
 static char *jb_room(struct jbuild *b, size_t n)
 {
@@ -476,7 +476,7 @@ void jfail_undef(struct jrt *rt, struct jval v)
     jfail(rt, JERR_UNDEFINED, "'%s' has no attribute %s", jtype_long(u->obj), name);
 }
 
-/* ---- from JSON ------------------------------------------------------------------------------- */
+/* ---- from JSON ------------------------------------------------------------------------------ */
 
 /* What template_vars_parse() makes of an integer that JSON readers cannot hold. */
 static bool json_big(struct jrt *rt, const json_t *j, struct jval *out)

@@ -2,7 +2,11 @@
  *
  * Renderings of real chat templates and of language cases, byte for byte as Python's Jinja2 gives
  * them in transformers' configuration. The data is not in the repository: SLUICE_SHARED (or
- * ../shared) names the folder that has data/chat_templates. */
+ * ../shared) names the folder that has data/chat_templates.
+ *
+ * With --lines it renders what it reads instead: each line of standard input is {"template": text,
+ * "context": {variables}}, each line of standard output {"text": ...} or {"error": ...}. This is how
+ * the differential fuzzers (jinja_fuzz.py, templates_fuzz.py) ask it. */
 #include "base/mem.h"
 #include "text/template.h"
 
@@ -186,8 +190,45 @@ static void test_own(void **state)
     json_decref(vars);
 }
 
-int main(void)
+static void answer_line(const char *line, size_t n)
 {
+    struct sl_err err = {0};
+    char *text = NULL;
+    size_t bytes = 0;
+    struct template *t = NULL;
+    json_t *c = template_vars_parse(line, n, &err), *out = NULL;
+    const json_t *source = json_object_get(c, "template");
+    if (c)
+        t = compiled(json_string_value(source), json_string_length(source), &err);
+    if (t && !template_render(t, json_object_get(c, "context"), NULL, "2024-07-26T12:00:00", NULL,
+                              &text, &bytes, &err))
+        out = json_pack("{s:s%}", "text", text, bytes);
+    if (!out)
+        out = json_pack("{s:s}", "error", err.msg);
+    json_dumpf(out, stdout, JSON_COMPACT);
+    putchar('\n');
+    fflush(stdout);
+    json_decref(out);
+    json_decref(c);
+    mem_free(text);
+    template_destroy(&t);
+}
+
+static int answer_lines(void)
+{
+    char *line = NULL;
+    size_t cap = 0;
+    ssize_t n;
+    while ((n = getline(&line, &cap, stdin)) > 0)
+        answer_line(line, (size_t)n);
+    free(line);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1 && !strcmp(argv[1], "--lines"))
+        return answer_lines();
     const char *shared = getenv("SLUICE_SHARED");
     snprintf(folder, sizeof folder, "%s/data/chat_templates", shared ? shared : "../shared");
     size_t n;
