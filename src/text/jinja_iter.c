@@ -191,8 +191,10 @@ static void prepare_select(struct jrt *rt, struct jgen *g)
         }
         off++;
     }
-    g->args.pos += off;
-    g->args.n -= off;
+    if (off) {
+        g->args.pos += off;
+        g->args.n -= off;
+    }
 }
 
 static void prepare_slice(struct jrt *rt, struct jgen *g)

@@ -220,8 +220,10 @@ struct jstr *jb_done(struct jbuild *b)
 
 struct jlist *jlist_new(struct jrt *rt, size_t n)
 {
+    static struct jval none[1]; /* so that an empty list has an address to count from */
     struct jlist *l = jalloc(rt, 1, sizeof *l);
     l->n = n;
+    l->v = none;
     if (n) {
         jstep(rt, n);
         l->v = jalloc(rt, n, sizeof *l->v);

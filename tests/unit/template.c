@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -139,12 +140,79 @@ static void test_hostile(void **state)
     fails(deep, "nested too deeply");
 }
 
+/* Whatever allocation fails, the call says so and nothing leaks or breaks. */
+static void test_no_memory(void **state)
+{
+    (void)state;
+    const char source[] = "{% macro m(x) %}<{{ x }}>{% endmacro %}{% set ns = namespace(s='') %}{% "
+                          "for i in range(40) "
+                          "%}{% set ns.s = ns.s ~ m(i) %}{% endfor %}{{ ns.s }}{{ d|tojson }}{{ "
+                          "l|map('string')|join }}";
+    json_t *vars = json_pack("{s:{s:i}, s:[i, s]}", "d", "k", 1, "l", 2, "x");
+    bool done = false;
+    long n;
+    for (n = 1; !done; n++) {
+        struct template *t = NULL;
+        struct sl_err err = {0};
+        char *text = NULL;
+        size_t bytes;
+        mem_fail_nth(n);
+        enum sl_status st = template_compile(&t, source, sizeof source - 1, &err);
+        assert_true(!st == (t != NULL));
+        if (!st)
+            st = template_render(t, vars, NULL, NULL, NULL, &text, &bytes, &err);
+        mem_fail_nth(0);
+        done = !st;
+        if (st) {
+            assert_int_equal(st, SL_ENOMEM);
+            assert_int_equal(err.code, SL_ENOMEM);
+            assert_null(text);
+        } else {
+            assert_non_null(strstr(text, "<39>{\"k\": 1}2x"));
+        }
+        mem_free(text);
+        template_destroy(&t);
+    }
+    assert_true(n > 10);
+    json_decref(vars);
+}
+
+/* The deepest nesting that the limits let through fits a thread's stack many times. */
+static void *deep_templates(void *arg)
+{
+    (void)arg;
+    fails("{% macro m() %}{% for i in [1] %}{% if i %}{{ (m()|upper) ~ 1 }}{% endif %}{% endfor %}"
+          "{% endmacro %}{{ m() }}",
+          "nested too deeply");
+    fails("{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}", "nested too deeply");
+    fails("{% set ns = namespace() %}{% set ns.l = [] %}{% for i in range(5000) %}{% set ns.l = "
+          "[ns.l] %}{% endfor %}{{ ns.l }}",
+          "nested too deeply");
+    fails("{% set ns = namespace() %}{% set ns.l = [] %}{% for i in range(5000) %}{% set ns.l = "
+          "ns.l|map('list') %}{% endfor %}{{ ns.l|list }}",
+          "nested too deeply");
+    return NULL;
+}
+
+static void test_stack(void **state)
+{
+    (void)state;
+    pthread_attr_t attr;
+    pthread_t thread;
+    assert_int_equal(pthread_attr_init(&attr), 0);
+    assert_int_equal(pthread_attr_setstacksize(&attr, 2 << 20), 0);
+    assert_int_equal(pthread_create(&thread, &attr, deep_templates, NULL), 0);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    pthread_attr_destroy(&attr);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_whitespace), cmocka_unit_test(test_scoping),
         cmocka_unit_test(test_values),     cmocka_unit_test(test_errors),
-        cmocka_unit_test(test_hostile),
+        cmocka_unit_test(test_hostile),    cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_stack),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
