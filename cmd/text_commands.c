@@ -109,8 +109,10 @@ static json_t *answer_line(const struct sl_text *text, const struct options *o, 
 {
     struct sl_err err = {0};
     json_error_t why;
-    json_t *in = json_loadb(line, len, JSON_ALLOW_NUL, &why), *out = NULL;
-    if (!in)
+    json_t *in = NULL, *out = NULL;
+    if (answer == answer_render) /* the template's own reader takes integers of any size */
+        out = answer(text, o, line, NULL, &err);
+    else if (!(in = json_loadb(line, len, JSON_ALLOW_NUL, &why)))
         refuse(&err, "not JSON: %s (column %d)", why.text, why.column);
     else if (!json_is_object(in))
         refuse(&err, "each line must be a JSON object");
