@@ -1,5 +1,6 @@
 /* A model's tokenizer and chat templates, as one immutable object of the public interface.
  * SPDX-License-Identifier: Apache-2.0 */
+#include "base/log.h"
 #include "base/mem.h"
 #include "base/status.h"
 #include "engine/internal.h"
@@ -24,11 +25,14 @@ enum sl_status sl_text_open(struct sl_text **out, const char *model, const char 
     enum sl_status st = model ? tokenizer_load(&t->tokenizer, model, err) : SL_OK;
     if (!st)
         st = chat_open(&t->chat, model, chat_template, err);
-    if (st)
+    if (st) {
         sl_text_close(&t);
-    else
-        *out = t;
-    return st;
+        return st;
+    }
+    if (chat_problem(t->chat))
+        log_warning("The chat template cannot be used: %s", chat_problem(t->chat));
+    *out = t;
+    return SL_OK;
 }
 
 void sl_text_close(struct sl_text **t)
