@@ -394,29 +394,24 @@ static bool set_found(struct flags *f, enum flag_source source, const struct fla
         return true;
     if (!text && flag->kind != FLAG_BOOL)
         return flags_fail(f, "--%s needs a value", flag->name);
-    char *kept = text ? xstrdup(text) : NULL;
+    bool again = flag->kind == FLAG_LIST && f->source[i] == source, ok;
+    char *kept, *before = f->text[i];
     if (flag->kind == FLAG_BOOL) {
         bool value;
         if (!set_bool(f, flag, negated, text, &value))
             return false;
-        free(kept);
         kept = xstrdup(value ? "True" : "False");
-        if (flag->state == FLAG_LATER && value != (flag->only && !strcmp(flag->only, "True")) &&
-            !refuse(f, flag, kept))
-            return false;
+        ok = flag->state != FLAG_LATER || value == (flag->only && !strcmp(flag->only, "True")) ||
+             refuse(f, flag, kept);
     } else {
-        if (flag->kind == FLAG_LIST && f->source[i] != source && flag->off != FLAG_NOWHERE)
+        if (flag->kind == FLAG_LIST && !again && flag->off != FLAG_NOWHERE)
             *(int *)(void *)((char *)f->options + flag->off_n) = 0;
-        if (!store(f, flag, kept) || (flag->state == FLAG_LATER && !refuse(f, flag, kept)))
-            return false;
-    }
-    if (flag->kind == FLAG_LIST && f->source[i] == source) {
-        char *both = xformat("%s, %s", f->text[i], kept);
-        kept = both;
+        kept = xstrdup(text);
+        ok = store(f, flag, kept) && (flag->state != FLAG_LATER || refuse(f, flag, kept));
     }
     f->source[i] = (unsigned char)source;
-    f->text[i] = kept;
-    return true;
+    f->text[i] = again ? xformat("%s, %s", before, kept) : kept; /* options borrow `kept` */
+    return ok;
 }
 
 /* --name.path value: one key in a JSON flag's object. */
@@ -500,8 +495,11 @@ static bool take_flag(struct flags *f, const char *name, int argc, char **argv, 
     const struct flag *flag = flags_find(f, word, &negated);
     bool dotted = strchr(word, '.') != NULL;
     bool list = flag && flag->kind == FLAG_LIST;
-    if (!flag && !dotted)
-        return unknown(f, "--", word);
+    if (!flag && !dotted) {
+        unknown(f, "--", word);
+        free(word);
+        return false;
+    }
     if (!value && (dotted || flag->kind != FLAG_BOOL) && *i + 1 < argc &&
         strncmp(argv[*i + 1], "--", 2) != 0)
         value = argv[++*i];

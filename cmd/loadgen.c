@@ -25,6 +25,7 @@ struct loop {
     double start, last_tick;
     int next, next_probe, n_running, n_done;
     long long n_tokens;
+    struct flight *flights; /* all that retire() has not freed */
 };
 
 /* A request in flight. */
@@ -35,6 +36,7 @@ struct flight {
     struct evbuffer *lines; /* what came and is not a whole line yet */
     double last_chunk;
     struct event *retire; /* frees this once libevent is out of the connection's callbacks */
+    struct flight *prev, *next;
 };
 
 static double elapsed(const struct loop *l)
@@ -114,6 +116,12 @@ static void retire(evutil_socket_t fd, short what, void *arg)
 {
     (void)fd, (void)what;
     struct flight *f = arg;
+    if (f->prev)
+        f->prev->next = f->next;
+    else
+        f->loop->flights = f->next;
+    if (f->next)
+        f->next->prev = f->prev;
     evhttp_connection_free(f->connection);
     evbuffer_free(f->lines);
     event_free(f->retire);
@@ -220,7 +228,10 @@ static void send_one(struct loop *l, struct load_request *r)
 {
     const struct load_target *t = l->run->target;
     struct flight *f = xcalloc(1, sizeof *f);
-    *f = (struct flight){.loop = l, .r = r, .lines = evbuffer_new()};
+    *f = (struct flight){.loop = l, .r = r, .lines = evbuffer_new(), .next = l->flights};
+    if (f->next)
+        f->next->prev = f;
+    l->flights = f;
     f->retire = event_new(l->base, -1, 0, retire, f);
     f->connection = connect_to(l, t);
     struct evhttp_request *request = evhttp_request_new(on_end, f);
@@ -299,8 +310,10 @@ bool load_execute(struct load_run *run)
     event_active(l.timer, EV_TIMEOUT, 0);
     event_base_dispatch(l.base);
     run->elapsed_s = elapsed(&l);
+    while (l.flights) /* probes, and what a Ctrl-C left */
+        retire(-1, 0, l.flights);
     event_free(l.timer);
-    event_base_free(l.base); /* what a Ctrl-C left in flight ends with the process */
+    event_base_free(l.base);
     SSL_CTX_free(l.tls);
     return true;
 }

@@ -5,8 +5,8 @@
  * ../shared) names the folder that has data/chat_templates.
  *
  * With --lines it renders what it reads instead: each line of standard input is {"template": text,
- * "context": {variables}}, each line of standard output {"text": ...} or {"error": ...}. This is how
- * the differential fuzzers (jinja_fuzz.py, templates_fuzz.py) ask it. */
+ * "context": {variables}}, each line of standard output {"text": ...} or {"error": ...}. This is
+ * how the differential fuzzers (jinja_fuzz.py, templates_fuzz.py) ask it. */
 #include "base/mem.h"
 #include "text/template.h"
 
