@@ -6,6 +6,7 @@
 #include "text/chat_files.h"
 #include "text/template.h"
 
+#include <stdio.h>
 #include <string.h>
 
 struct named {
@@ -131,15 +132,15 @@ void chat_close(struct chat **chat)
 static enum sl_status no_default(const struct chat *c, struct sl_err *err)
 {
     char names[512] = "";
+    size_t used = 0;
     if (!c->n)
         return SL_FAIL(err, SL_EINVAL,
                        "the model has no chat template; give one with "
                        "--chat-template");
     for (size_t i = 0; i < c->n; i++)
-        if (strlen(names) + strlen(c->v[i].name) + 3 < sizeof names) {
-            strcat(names, i ? ", " : "");
-            strcat(names, c->v[i].name);
-        }
+        if (used + strlen(c->v[i].name) + 3 < sizeof names)
+            used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "",
+                                     c->v[i].name);
     return SL_FAIL(err, SL_EINVAL,
                    "the model has several chat templates and none of them is the default; name one "
                    "of: %s",

@@ -4,6 +4,7 @@
 #include "text/jinja.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 enum { MAX_PRECISION = 400, MAX_WIDTH = 1 << 20 };
@@ -67,15 +68,18 @@ static struct jstr *group_digits(struct jrt *rt, const struct spec *s, const cha
     return jb_done(&b);
 }
 
+static void append(char *text, size_t size, const char *more)
+{
+    size_t n = strlen(text);
+    snprintf(text + n, size - n, "%s", more);
+}
+
 static void add_number(struct jbuild *b, const struct spec *s, bool negative, const char *base,
                        const char *p, size_t n, int every)
 {
-    char prefix[4] = "";
-    if (negative)
-        strcat(prefix, "-");
-    else if (s->sign == '+' || s->sign == ' ')
-        strcat(prefix, s->sign == '+' ? "+" : " ");
-    strcat(prefix, base);
+    const char *sign = negative ? "-" : s->sign == '+' ? "+" : s->sign == ' ' ? " " : "";
+    char prefix[4];
+    snprintf(prefix, sizeof prefix, "%s%s", sign, base);
     size_t digits = 0;
     while (digits < n && ((p[digits] >= '0' && p[digits] <= '9') ||
                           (every == 4 && (p[digits] | 32) >= 'a' && (p[digits] | 32) <= 'f')))
@@ -149,11 +153,11 @@ static void add_float(struct jbuild *b, const struct spec *s, double f)
                 jformat_double(text, sizeof text, 'e', (int)(digits > 1 ? digits - 1 : 0), false,
                                fabs(f));
             else if (!strpbrk(text, ".e"))
-                strcat(text, ".0");
+                append(text, sizeof text, ".0");
         }
     }
     if (s->type == '%')
-        strcat(text, "%");
+        append(text, sizeof text, "%");
     add_number(b, s, negative, "", text, strlen(text), 3);
 }
 

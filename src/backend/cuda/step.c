@@ -78,7 +78,7 @@ static void plan_attention(struct device *d, int g)
     struct attn_plan *p = &d->plan[g];
     *p = (struct attn_plan){.tokens_per_tile = attn_tokens_per_tile(a->n_heads, a->n_kv_heads),
                             .partial = d->partial};
-    size_t max_split = 2 * (size_t)b->limits.max_blocks / 2 + (size_t)b->limits.max_seqs;
+    size_t max_split = (size_t)b->limits.max_blocks + (size_t)b->limits.max_seqs;
     max_split = max_split < d->max_parts ? max_split : d->max_parts;
     int32_t *part, *seq, *chunk, *tile_seq, *tile_first;
     p->split_part = room(d, (size_t)b->n_seqs + 1, &part);
