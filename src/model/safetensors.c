@@ -3,6 +3,7 @@
 
 #include "base/mem.h"
 #include "model/jsonfile.h"
+#include "model/torchfile.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -36,8 +37,16 @@ struct mapping {
     size_t bytes;
 };
 
+/* What a folder calls its files, and who reads one. */
+struct file_names {
+    const char *what, *single, *index;
+    enum sl_status (*read)(struct safetensors *s, const void *bytes, size_t n, const char *file,
+                           struct sl_err *err);
+};
+
 struct safetensors {
-    struct arena arena; /* names */
+    const struct file_names *names;
+    struct arena arena; /* names of tensors and files */
     struct mapping *map;
     int n_maps;
     struct st_tensor *tensor; /* sorted by name once open */
@@ -269,7 +278,43 @@ static enum sl_status read_header(struct safetensors *s, const void *bytes, size
     return st;
 }
 
+/* ---- pytorch_model.bin --------------------------------------------------------------------- */
+
+static enum sl_status add_torch_tensor(void *ctx, const char *name, size_t name_bytes,
+                                       const struct st_tensor *t)
+{
+    const struct header *h = ctx;
+    if (name_bytes > MAX_NAME)
+        return SL_FAIL(h->err, SL_EFORMAT, "%s: a tensor has a name of %zu bytes", h->file,
+                       name_bytes);
+    enum sl_status st = SL_OK;
+    if (h->st->n == h->st->cap)
+        st = make_room(h->st, (size_t)h->st->n + 64, h->err);
+    if (st)
+        return st;
+    struct st_tensor *to = &h->st->tensor[h->st->n];
+    *to = *t;
+    if (!(to->name = arena_strndup(&h->st->arena, name, name_bytes)))
+        return SL_FAIL(h->err, SL_ENOMEM, "%s: no memory for tensor names", h->file);
+    h->st->n++;
+    return SL_OK;
+}
+
+static enum sl_status read_torch(struct safetensors *s, const void *bytes, size_t n,
+                                 const char *file, struct sl_err *err)
+{
+    struct header h = {.st = s, .err = err};
+    if (!(h.file = arena_strndup(&s->arena, file, strlen(file))))
+        return SL_FAIL(err, SL_ENOMEM, "%s: no memory for its name", file);
+    return torch_read(bytes, n, h.file, add_torch_tensor, &h, err);
+}
+
 /* ---- files --------------------------------------------------------------------------------- */
+
+static const struct file_names safetensors_names = {"safetensors", "model.safetensors",
+                                                    "model.safetensors.index.json", read_header};
+static const struct file_names torch_names = {"torch", "pytorch_model.bin",
+                                              "pytorch_model.bin.index.json", read_torch};
 
 static enum sl_status map_file(struct safetensors *s, const char *path, struct sl_err *err)
 {
@@ -283,8 +328,8 @@ static enum sl_status map_file(struct safetensors *s, const char *path, struct s
     if (fstat(fd, &sb) || !S_ISREG(sb.st_mode)) {
         st = SL_FAIL(err, SL_EFORMAT, "%s: not a regular file", path);
     } else if (sb.st_size < 8) {
-        st = SL_FAIL(err, SL_EFORMAT, "%s: %lld bytes are no safetensors file", path,
-                     (long long)sb.st_size);
+        st = SL_FAIL(err, SL_EFORMAT, "%s: %lld bytes are no %s file", path, (long long)sb.st_size,
+                     s->names->what);
     } else {
         m->bytes = (size_t)sb.st_size;
         m->addr = mmap(NULL, m->bytes, PROT_READ, MAP_PRIVATE, fd, 0);
@@ -304,7 +349,7 @@ static enum sl_status add_path(struct safetensors *s, const char *path, struct s
     if (st)
         return st;
     const struct mapping *m = &s->map[s->n_maps - 1];
-    return read_header(s, m->addr, m->bytes, path, err);
+    return s->names->read(s, m->addr, m->bytes, path, err);
 }
 
 static enum sl_status add_file(struct safetensors *s, const char *dir, const char *name,
@@ -342,8 +387,8 @@ static bool plain_name(const char *s)
 }
 
 /* The distinct file names of the index, sorted, in list[0 .. *n). */
-static enum sl_status shard_names(const json_t *weight_map, const char **list, int *n,
-                                  struct sl_err *err)
+static enum sl_status shard_names(const struct safetensors *s, const json_t *weight_map,
+                                  const char **list, int *n, struct sl_err *err)
 {
     const char *name;
     json_t *v;
@@ -353,9 +398,8 @@ static enum sl_status shard_names(const json_t *weight_map, const char **list, i
         const char *file = json_string_value(v);
         if (!file || !plain_name(file))
             return SL_FAIL(err, SL_EFORMAT,
-                           "model.safetensors.index.json: tensor '%.200s': '%.200s' is not the name"
-                           " of a file in this folder",
-                           name, file ? file : "");
+                           "%s: tensor '%.200s': '%.200s' is not the name of a file in this folder",
+                           s->names->index, name, file ? file : "");
         list[k++] = file;
     }
     qsort(list, k, sizeof *list, by_string);
@@ -364,7 +408,7 @@ static enum sl_status shard_names(const json_t *weight_map, const char **list, i
         if (i && !strcmp(list[i], list[*n - 1]))
             continue;
         if (*n == ST_MAX_SHARDS)
-            return SL_FAIL(err, SL_EFORMAT, "model.safetensors.index.json: more than %d shards",
+            return SL_FAIL(err, SL_EFORMAT, "%s: more than %d shards", s->names->index,
                            ST_MAX_SHARDS);
         list[(*n)++] = list[i];
     }
@@ -383,9 +427,8 @@ static enum sl_status check_index(const struct safetensors *s, const json_t *wei
         const char *base = t ? strrchr(t->file, '/') + 1 : "";
         if (strcmp(base, json_string_value(v)))
             return SL_FAIL(err, SL_EFORMAT,
-                           "model.safetensors.index.json: tensor '%.200s' is not in %s, where the "
-                           "index has it",
-                           name, json_string_value(v));
+                           "%s: tensor '%.200s' is not in %s, where the index has it",
+                           s->names->index, name, json_string_value(v));
     }
     if ((size_t)s->n == json_object_size(weight_map))
         return SL_OK;
@@ -401,12 +444,12 @@ static enum sl_status open_shards(struct safetensors *s, const char *dir, const 
 {
     const json_t *weight_map = json_object_get(index, "weight_map");
     if (!json_is_object(weight_map) || json_object_size(weight_map) == 0)
-        return SL_FAIL(err, SL_EFORMAT, "model.safetensors.index.json: no weight_map");
+        return SL_FAIL(err, SL_EFORMAT, "%s: no weight_map", s->names->index);
     const char **list = mem_alloc(json_object_size(weight_map), sizeof *list);
     if (!list)
-        return SL_FAIL(err, SL_ENOMEM, "model.safetensors.index.json: no memory for its names");
+        return SL_FAIL(err, SL_ENOMEM, "%s: no memory for its names", s->names->index);
     int n;
-    enum sl_status st = shard_names(weight_map, list, &n, err);
+    enum sl_status st = shard_names(s, weight_map, list, &n, err);
     if (st == SL_OK && !(s->map = mem_zalloc((size_t)n, sizeof *s->map)))
         st = SL_FAIL(err, SL_ENOMEM, "safetensors: no memory for %d shards", n);
     for (int i = 0; st == SL_OK && i < n; i++)
@@ -434,29 +477,35 @@ static enum sl_status open_path(struct safetensors *s, const char *path, struct 
     return st ? st : sort_names(s, err);
 }
 
-static enum sl_status open_folder(struct safetensors *s, const char *dir, struct sl_err *err)
+static enum sl_status open_named(struct safetensors *s, const char *dir, struct sl_err *err)
 {
-    if (exists(dir, "model.safetensors")) {
-        char *path = path_join(dir, "model.safetensors");
+    if (exists(dir, s->names->single)) {
+        char *path = path_join(dir, s->names->single);
         enum sl_status st = path ? open_path(s, path, err)
-                                 : SL_FAIL(err, SL_ENOMEM, "safetensors: no memory for a path");
+                                 : SL_FAIL(err, SL_ENOMEM, "%s: no memory for a path", dir);
         mem_free(path);
         return st;
     }
-    if (!exists(dir, "model.safetensors.index.json"))
-        return SL_FAIL(
-            err, SL_ENOTFOUND,
-            "%s: neither model.safetensors nor model.safetensors.index.json is there%s", dir,
-            exists(dir, "pytorch_model.bin") || exists(dir, "pytorch_model.bin.index.json")
-                ? " (pytorch_model*.bin files are not read)"
-                : "");
     json_t *index = NULL;
-    enum sl_status st =
-        json_object_read(&index, dir, "model.safetensors.index.json", MAX_INDEX_BYTES, 4, err);
+    enum sl_status st = json_object_read(&index, dir, s->names->index, MAX_INDEX_BYTES, 4, err);
     if (st == SL_OK)
         st = open_shards(s, dir, index, err);
     json_decref(index);
     return st;
+}
+
+static enum sl_status open_folder(struct safetensors *s, const char *dir, struct sl_err *err)
+{
+    static const struct file_names *const kinds[] = {&safetensors_names, &torch_names};
+    for (int i = 0; i < 2; i++)
+        if (exists(dir, kinds[i]->single) || exists(dir, kinds[i]->index)) {
+            s->names = kinds[i];
+            return open_named(s, dir, err);
+        }
+    return SL_FAIL(err, SL_ENOTFOUND,
+                   "%s: neither model.safetensors nor model.safetensors.index.json is there, nor "
+                   "pytorch_model.bin or its index",
+                   dir);
 }
 
 static enum sl_status finish(struct safetensors **out, struct safetensors *s, enum sl_status st)
@@ -481,19 +530,33 @@ enum sl_status safetensors_open_file(struct safetensors **out, const char *path,
     struct safetensors *s = mem_zalloc(1, sizeof *s);
     if (!s)
         return SL_FAIL(err, SL_ENOMEM, "safetensors: no memory");
+    s->names = &safetensors_names;
     return finish(out, s, open_path(s, path, err));
+}
+
+static enum sl_status parse(struct safetensors **out, const struct file_names *names,
+                            const void *bytes, size_t n, const char *file, struct sl_err *err)
+{
+    struct safetensors *s = mem_zalloc(1, sizeof *s);
+    if (!s)
+        return SL_FAIL(err, SL_ENOMEM, "%s: no memory", names->what);
+    s->names = names;
+    enum sl_status st = names->read(s, bytes, n, file, err);
+    if (st == SL_OK)
+        st = sort_names(s, err);
+    return finish(out, s, st);
 }
 
 enum sl_status safetensors_parse(struct safetensors **out, const void *bytes, size_t n,
                                  const char *file, struct sl_err *err)
 {
-    struct safetensors *s = mem_zalloc(1, sizeof *s);
-    if (!s)
-        return SL_FAIL(err, SL_ENOMEM, "safetensors: no memory");
-    enum sl_status st = read_header(s, bytes, n, file, err);
-    if (st == SL_OK)
-        st = sort_names(s, err);
-    return finish(out, s, st);
+    return parse(out, &safetensors_names, bytes, n, file, err);
+}
+
+enum sl_status safetensors_parse_torch(struct safetensors **out, const void *bytes, size_t n,
+                                       const char *file, struct sl_err *err)
+{
+    return parse(out, &torch_names, bytes, n, file, err);
 }
 
 void safetensors_close(struct safetensors **s)

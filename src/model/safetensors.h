@@ -1,6 +1,7 @@
 /* safetensors.h - the tensors of a checkpoint, mapped and borrowed.
  *
- * A folder holds model.safetensors, or shards that model.safetensors.index.json names. Opening maps
+ * A folder holds model.safetensors, or shards that model.safetensors.index.json names; where there
+ * is neither, pytorch_model.bin or its shards are read the same way (torchfile.h). Opening maps
  * them and checks everything that a header says: length, JSON, dtype, shape, byte ranges (they must
  * cover the data exactly: no overlap, no hole, nothing past the end), names (unique over all
  * shards, and as the index has them). What is wrong is named with its file and tensor. Only then is
@@ -47,7 +48,7 @@ struct st_tensor {
 
 struct safetensors;
 
-/* SL_ENOTFOUND: the folder has no safetensors files. */
+/* SL_ENOTFOUND: the folder has neither kind of files. */
 SL_MUST_CHECK enum sl_status safetensors_open(struct safetensors **out, const char *dir,
                                               struct sl_err *err);
 /* One file by its path. */
@@ -56,6 +57,10 @@ SL_MUST_CHECK enum sl_status safetensors_open_file(struct safetensors **out, con
 /* One file's content in memory (tests, fuzzing); borrowed until close. */
 SL_MUST_CHECK enum sl_status safetensors_parse(struct safetensors **out, const void *bytes,
                                                size_t n, const char *file, struct sl_err *err);
+/* The same for a pytorch_model.bin. */
+SL_MUST_CHECK enum sl_status safetensors_parse_torch(struct safetensors **out, const void *bytes,
+                                                     size_t n, const char *file,
+                                                     struct sl_err *err);
 void safetensors_close(struct safetensors **s);
 
 int safetensors_count(const struct safetensors *s);

@@ -10,6 +10,7 @@ Made with torch 2.15.0 and transformers 5.23.0. They are needed here alone: the 
 in the folders.
 SPDX-License-Identifier: Apache-2.0
 """
+import collections
 import copy
 import json
 import math
@@ -84,6 +85,7 @@ MODELS = {
                                 num_attention_heads=4, max_position_embeddings=128,
                                 word_embed_proj_dim=32, bos_token_id=1, eos_token_id=2,
                                 pad_token_id=None),
+    'opt-bin': lambda: MODELS['opt'](),
     'neox': lambda: tf.GPTNeoXConfig(**base(rotary_pct=0.5, hidden_size=64, num_key_value_heads=4)),
     'neox-serial': lambda: tf.GPTNeoXConfig(**base(
         rotary_pct=1.0, use_parallel_residual=False, num_key_value_heads=4)),
@@ -165,6 +167,26 @@ def rewrite_old_falcon(path):
     path.write_text(json.dumps(c, indent=1) + '\n')
 
 
+def as_torch_shards(out, model):
+    """pytorch_model-0000I-of-00002.bin and their index in place of model.safetensors, as
+    transformers 4 wrote them; the tied lm_head shares the embedding's storage."""
+    (out / 'model.safetensors').unlink()
+    state = model.state_dict()
+    names = list(state)
+    parts = [[n for n in names if 'embed' in n or 'lm_head' in n],
+             [n for n in names if not ('embed' in n or 'lm_head' in n)]]
+    where = {}
+    for i, part in enumerate(parts, 1):
+        file = f'pytorch_model-{i:05}-of-00002.bin'
+        shard = collections.OrderedDict((n, state[n]) for n in part)
+        shard._metadata = state._metadata
+        torch.save(shard, out / file)
+        where.update(dict.fromkeys(part, file))
+    (out / 'pytorch_model.bin.index.json').write_text(json.dumps(
+        {'metadata': {'total_size': sum(t.nbytes for t in state.values())},
+         'weight_map': where}, indent=1) + '\n')
+
+
 def alibi_in_float32(attention_mask, num_heads, dtype):
     """transformers rounds Falcon's ALiBi to bfloat16, whatever the model's dtype; nobody else does,
     and it is no part of the architecture."""
@@ -212,6 +234,8 @@ def make(name):
     stored = tf.AutoModelForCausalLM.from_config(copy.deepcopy(config))
     stored.load_state_dict(model.state_dict())
     stored.to(torch.bfloat16).save_pretrained(out)
+    if name.endswith('-bin'):
+        as_torch_shards(out, stored)
     (out / 'generation_config.json').unlink(missing_ok=True)
     tidy(out / 'config.json')
     if name.endswith('-v4'):
