@@ -14,6 +14,7 @@ struct problem {
     size_t w_bytes, xs_ref, xs; /* strides: x as f32 (or s8) for the reference, x for the level */
     char *w, *x_ref, *x;
     float *w_scale, *x_scale;
+    uint32_t *w_group;
     int32_t *sum;
     double *magnitude; /* [PANEL] sum of |x w|, filled per row */
 };
@@ -74,6 +75,9 @@ static void make(struct problem *p, enum wformat f, int rows, int k, bool x_bf16
     p->x_scale = chk_floats(rows);
     p->sum = chk_alloc((size_t)rows * (p->groups + 1) * 4);
     chk_fill(p->w_scale, (size_t)p->groups * PANEL);
+    p->w_group = chk_alloc((size_t)p->groups * PANEL * 4);
+    for (int i = 0; i < p->groups * PANEL; i++)
+        p->w_group[i] = i4_pair(f32_bf16(p->w_scale[i]), f32_bf16(8 * chk_float()));
     chk_fill(p->x_scale, rows);
     random_weights(p);
     random_rows(p, x_bf16);
@@ -85,6 +89,7 @@ static void unmake(struct problem *p)
     chk_free(p->x_ref, p->xs_ref * p->rows);
     chk_free(p->x, p->xs * p->rows);
     chk_free(p->w_scale, (size_t)p->groups * PANEL * 4);
+    chk_free(p->w_group, (size_t)p->groups * PANEL * 4);
     chk_free(p->x_scale, (size_t)p->rows * 4);
     chk_free(p->sum, (size_t)p->rows * (p->groups + 1) * 4);
 }
@@ -112,11 +117,12 @@ static void multiply(const struct cpu_kernels *k, const struct problem *p, float
                          .first = k0 == 0,
                          .last = end == p->k_pad,
                          .w_scale = p->w_scale,
+                         .w_group = p->w_group,
                          .x_scale = p->x_scale + r0,
                          .x_sum = totals,
                          .x_sum_stride = (size_t)p->groups + 1};
         if (p->f == W_I4) {
-            g.w_scale += k0 / I4_GROUP * PANEL;
+            g.w_group += k0 / I4_GROUP * PANEL;
             g.x_sum = sum + k0 / I4_GROUP;
         }
         k->gemm[p->f](&g);
@@ -131,7 +137,11 @@ static double tolerance(const struct problem *p, int r, int n)
         double x, w;
         if (p->f == W_I8 || p->f == W_I4) {
             x = p->x_ref[r * p->xs_ref + k] * (double)p->x_scale[r];
-            w = p->w_scale[p->f == W_I4 ? k / I4_GROUP * PANEL + n : n] * (p->f == W_I4 ? 8 : 128);
+            w = p->w_scale[n] * 128;
+            if (p->f == W_I4) {
+                uint32_t pair = p->w_group[k / I4_GROUP * PANEL + n];
+                w = 15 * fabsf(bf16_f32((uint16_t)(pair >> 16))) + fabsf(bf16_f32((uint16_t)pair));
+            }
         } else {
             x = ((float *)(p->x_ref + r * p->xs_ref))[k];
             size_t i = (size_t)k * PANEL + n;

@@ -106,13 +106,15 @@ INLINE void i4_group(const struct gemm *g, int r, int v, int group, const int ro
         }
     }
     bool zero = g->first && group == 0, finish = g->last && (group + 1) * I4_GROUP == g->k;
-    __m256 scale = _mm256_loadu_ps(g->w_scale + (size_t)group * PANEL + 8 * v);
+    const uint32_t *pairs = g->w_group + (size_t)group * PANEL + 8 * (size_t)v;
+    __m256i pair = _mm256_loadu_si256((const __m256i *)pairs);
     UNROLL
     for (int i = 0; i < rows; i++) {
         float *c = g->c + (size_t)(r + i) * g->ldc + 8 * v;
-        int32_t offset = 8 * g->x_sum[(size_t)(r + i) * g->x_sum_stride + group];
-        __m256 f = _mm256_cvtepi32_ps(_mm256_sub_epi32(acc[i], _mm256_set1_epi32(offset)));
-        f = _mm256_fmadd_ps(f, scale, zero ? _mm256_setzero_ps() : _mm256_loadu_ps(c));
+        float x_sum = (float)g->x_sum[(size_t)(r + i) * g->x_sum_stride + group];
+        __m256 f = zero ? _mm256_setzero_ps() : _mm256_loadu_ps(c);
+        f = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[i]), odd_bf16(pair), f);
+        f = _mm256_fmadd_ps(_mm256_set1_ps(x_sum), even_bf16(pair), f);
         if (finish)
             f = _mm256_mul_ps(f, _mm256_set1_ps(g->x_scale[r + i]));
         _mm256_storeu_ps(c, f);

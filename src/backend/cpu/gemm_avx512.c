@@ -96,21 +96,32 @@ INLINE void i4_step(__m512i acc[MAC_ROWS][MAC_VECS], const char *x, size_t x_str
     }
 }
 
+INLINE __m512 pair_scale(const uint32_t *pair)
+{
+    __m512i high = _mm512_set1_epi32((int)0xffff0000u);
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(pair), high));
+}
+
+INLINE __m512 pair_offset(const uint32_t *pair)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(pair), 16));
+}
+
 INLINE void i4_add_group(const struct gemm *g, int r, int group, bool zero,
                          __m512i acc[MAC_ROWS][MAC_VECS], const int rows)
 {
-    const float *scale = g->w_scale + (size_t)group * PANEL;
+    const uint32_t *pair = g->w_group + (size_t)group * PANEL;
     bool finish = g->last && (group + 1) * I4_GROUP == g->k;
     UNROLL
     for (int i = 0; i < rows; i++) {
         float *c = g->c + (size_t)(r + i) * g->ldc;
-        __m512i offset = _mm512_set1_epi32(8 * g->x_sum[(size_t)(r + i) * g->x_sum_stride + group]);
+        __m512 x_sum = _mm512_set1_ps((float)g->x_sum[(size_t)(r + i) * g->x_sum_stride + group]);
         __m512 xs = _mm512_set1_ps(g->x_scale[r + i]);
         UNROLL
         for (int j = 0; j < MAC_VECS; j++) {
             __m512 sum = zero ? _mm512_setzero_ps() : _mm512_loadu_ps(c + 16 * j);
-            __m512 v = _mm512_cvtepi32_ps(_mm512_sub_epi32(acc[i][j], offset));
-            sum = _mm512_fmadd_ps(v, _mm512_loadu_ps(scale + 16 * j), sum);
+            sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[i][j]), pair_scale(pair + 16 * j), sum);
+            sum = _mm512_fmadd_ps(x_sum, pair_offset(pair + 16 * j), sum);
             if (finish)
                 sum = _mm512_mul_ps(sum, xs);
             _mm512_storeu_ps(c + 16 * j, sum);

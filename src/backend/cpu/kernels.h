@@ -9,11 +9,12 @@
  *
  *     f32   [k][64]            granule 1           bf16  [k/2][64][2]      granule 2
  *     f16   [k][64]            granule 1           i8    [k/4][64][4]      granule 4, w + 128
- *     i4    [k/8][64][4]       granule 8: byte i holds w[8g + i] + 8 in its low half and
- *                              w[8g + 4 + i] + 8 in its high half
+ *     i4    [k/8][64][4]       granule 8: byte i holds q[8g + i] in its low half and
+ *                              q[8g + 4 + i] in its high half; w = scale q + offset, q in 0 .. 15
  *
  * This is also what AMX wants as its B tiles (16 granules of 16 outputs, 256 bytes apart).
- * Outputs beyond n and k beyond the matrix are zeros (for i8 and i4: the zero point).
+ * Outputs beyond n and k beyond the matrix are zeros (for i8 the zero point; for i4 anything, as
+ * activations there are zeros).
  *
  * K order. An output element is one accumulator that takes granule after granule from k = 0 on.
  * Blocking over k stores it to C and loads it again, which changes nothing. So the bits of a row
@@ -43,16 +44,16 @@ enum {
 
 /* C[rows, PANEL] (+)= X W for one panel and one range of k. */
 struct gemm {
-    float *c;         /* f32; between k blocks of i8 the int32 sums */
-    size_t ldc;       /* elements from row to row */
-    const char *x;    /* packed rows, at the range's first k: f32, bf16 or s8 */
-    size_t x_stride;  /* bytes */
-    const char *w;    /* the panel, at the range's first k */
-    int rows, k;      /* k: whole granules (i4: whole groups) */
-    bool first, last; /* range of k: first starts from zero, last finishes (scales) */
-    /* i8: [PANEL]; i4: [groups of the range][PANEL] */
-    const float *w_scale;
-    const float *x_scale; /* i8, i4: [rows] */
+    float *c;                /* f32; between k blocks of i8 the int32 sums */
+    size_t ldc;              /* elements from row to row */
+    const char *x;           /* packed rows, at the range's first k: f32, bf16 or s8 */
+    size_t x_stride;         /* bytes */
+    const char *w;           /* the panel, at the range's first k */
+    int rows, k;             /* k: whole granules (i4: whole groups) */
+    bool first, last;        /* range of k: first starts from zero, last finishes (scales) */
+    const float *w_scale;    /* i8: [PANEL] */
+    const uint32_t *w_group; /* i4: [groups of the range][PANEL], see i4_pair */
+    const float *x_scale;    /* i8, i4: [rows] */
     const int32_t *x_sum; /* i8: [rows] sum of the whole row; i4: [rows][x_sum_stride] per group */
     size_t x_sum_stride;
 };
@@ -82,6 +83,18 @@ struct softmax {
     int alibi_first; /* chunk's first position - row's position */
 };
 
+/* The scale and the offset of an int4 group, both bf16: one word that a step reads. */
+static inline uint32_t i4_pair(uint16_t scale, uint16_t offset)
+{
+    return (uint32_t)scale << 16 | offset;
+}
+
+/* Ranges that fit_i4 tries, as shares of [min, max]. */
+#define I4_RANGES              \
+    {                          \
+        1.0f, 0.9f, 0.8f, 0.7f \
+    }
+
 struct cpu_kernels {
     enum cpu_isa isa;
     /* Activations that meet bf16 weights, K or V are bf16 pairs (the CPU multiplies bf16). Else
@@ -98,6 +111,11 @@ struct cpu_kernels {
      * or Inf, so that it shows); sum[i] of each I4_GROUP, total of all. n_pad % I4_GROUP == 0. */
     void (*quantize)(int8_t *q, float *scale, int32_t *sum, int32_t *total, const float *x, int n,
                      int n_pad);
+
+    /* I4_GROUP weights as w ~ scale q + offset (gives i4_pair): of a few ranges, most of which clip
+     * outliers, the one whose fit by least squares has the smallest squared error. Weights that are
+     * not finite make both NaN. */
+    uint32_t (*fit_i4)(uint8_t *q, const float *w);
 
     void (*axpy)(float *h, const float *x, float a, int n); /* h += a x */
     /* y = norm(x), see struct norm; y may equal x. */

@@ -81,10 +81,12 @@ static void gemm_i4_ref(const struct gemm *g)
         for (int n = 0; n < PANEL; n++) {
             float *c = &g->c[r * g->ldc + n], acc = g->first ? 0 : *c;
             for (int k0 = 0; k0 < g->k; k0 += I4_GROUP) {
-                int32_t sum = -8 * x_sum[k0 / I4_GROUP];
+                uint32_t pair = g->w_group[(size_t)(k0 / I4_GROUP) * PANEL + n];
+                int32_t sum = 0;
                 for (int k = k0; k < k0 + I4_GROUP; k++)
                     sum += x[k] * i4_element(g->w, k, n);
-                acc = fmaf((float)sum, g->w_scale[(size_t)(k0 / I4_GROUP) * PANEL + n], acc);
+                acc = fmaf((float)sum, bf16_f32((uint16_t)(pair >> 16)), acc);
+                acc = fmaf((float)x_sum[k0 / I4_GROUP], bf16_f32((uint16_t)pair), acc);
             }
             *c = g->last ? acc * g->x_scale[r] : acc;
         }
@@ -122,6 +124,59 @@ static void quantize_ref(int8_t *q, float *scale, int32_t *sum, int32_t *total, 
         sum[i / I4_GROUP] += q[i];
         *total += q[i];
     }
+}
+
+/* One range of fit_i4: [lo, hi] gives q, least squares on them scale and offset, those q again.
+ * Values are taken from their middle, where sums of products cancel least. Gives the error. */
+static double fit_range(uint8_t q[I4_GROUP], uint32_t *pair, const float *w, double mid,
+                        double half)
+{
+    double step = half / 7.5, s1 = 0, s2 = 0, a = 0, qa = 0, error = 0;
+    for (int i = 0; i < I4_GROUP; i++) {
+        double v = w[i] - mid, c = fmin(fmax(rint(v / step + 7.5), 0), 15);
+        s1 += c;
+        s2 += c * c;
+        a += v;
+        qa += c * v;
+    }
+    double det = I4_GROUP * s2 - s1 * s1;
+    step = det > 0 ? (I4_GROUP * qa - s1 * a) / det : 0;
+    uint16_t scale = f32_bf16((float)step);
+    step = bf16_f32(scale);
+    uint16_t offset = f32_bf16((float)(mid + (a - step * s1) / I4_GROUP));
+    double inv = step > 0 ? 1 / step : 0, from = bf16_f32(offset);
+    for (int i = 0; i < I4_GROUP; i++) {
+        double c = fmin(fmax(rint((w[i] - from) * inv), 0), 15), e = from + c * step - w[i];
+        q[i] = (uint8_t)c;
+        error += e * e;
+    }
+    *pair = i4_pair(scale, offset);
+    return error;
+}
+
+static uint32_t fit_i4_ref(uint8_t *q, const float *w)
+{
+    static const float ranges[] = I4_RANGES;
+    float lo = w[0], hi = w[0];
+    bool finite = true;
+    for (int i = 0; i < I4_GROUP; i++) {
+        finite &= isfinite(w[i]) != 0;
+        lo = fminf(lo, w[i]);
+        hi = fmaxf(hi, w[i]);
+    }
+    uint32_t best = i4_pair(f32_bf16(NAN), f32_bf16(NAN)), pair;
+    memset(q, 0, I4_GROUP);
+    double least = INFINITY, mid = ((double)lo + hi) / 2, half = ((double)hi - lo) / 2;
+    for (size_t i = 0; finite && i < sizeof ranges / sizeof *ranges; i++) {
+        uint8_t c[I4_GROUP];
+        double e = fit_range(c, &pair, w, mid, half > 0 ? half * ranges[i] : 1);
+        if (e >= least)
+            continue;
+        least = e;
+        best = pair;
+        memcpy(q, c, sizeof c);
+    }
+    return best;
 }
 
 static void axpy_ref(float *h, const float *x, float a, int n)
@@ -281,6 +336,7 @@ void cpu_kernels_ref(struct cpu_kernels *k)
     k->gemm[W_I4] = gemm_i4_ref;
     k->to_bf16 = to_bf16_ref;
     k->quantize = quantize_ref;
+    k->fit_i4 = fit_i4_ref;
     k->axpy = axpy_ref;
     k->norm = norm_ref;
     k->act = act_ref;

@@ -136,13 +136,10 @@ static void panel_k_blocks(const struct linear *l, struct gemm *g, int panel)
     size_t x_bytes = w->format == W_I8 || w->format == W_I4  ? 1
                      : w->format == W_BF16 && l->d->k.x_bf16 ? 2
                                                              : 4;
-    int block = (int)(K_BLOCK_BYTES / weight_k_bytes(w->format, 4) * 4), scales = 0;
-    bool cut = g->rows > 8 && !l->d->k.whole_k;
-    if (w->format == W_I4)
-        scales = l->p.n_groups;
-    else if (w->format == W_I8)
-        scales = 1;
-    const float *scale = (const float *)w->scale + (size_t)panel * scales * PANEL;
+    int block = (int)(K_BLOCK_BYTES / weight_k_bytes(w->format, 4) * 4);
+    bool cut = g->rows > 8 && !l->d->k.whole_k, i4 = w->format == W_I4;
+    int scales = i4 ? l->p.n_groups : w->format == W_I8 ? 1 : 0;
+    size_t scale = (size_t)panel * scales * PANEL;
     const int32_t *sum = g->x_sum;
     for (int k = 0; k < l->k_pad; k += g->k) {
         g->k = cut && l->k_pad - k > block + block / 2 ? block : l->k_pad - k;
@@ -150,9 +147,12 @@ static void panel_k_blocks(const struct linear *l, struct gemm *g, int panel)
         g->last = k + g->k == l->k_pad;
         g->w = data + weight_k_bytes(w->format, k);
         g->x = x + (size_t)k * x_bytes;
-        bool i4 = w->format == W_I4;
-        g->w_scale = i4 ? scale + (size_t)(k / I4_GROUP) * PANEL : scale;
-        g->x_sum = i4 ? sum + k / I4_GROUP : sum;
+        if (i4) {
+            g->w_group = (const uint32_t *)w->scale + scale + (size_t)(k / I4_GROUP) * PANEL;
+            g->x_sum = sum + k / I4_GROUP;
+        } else if (scales) {
+            g->w_scale = (const float *)w->scale + scale;
+        }
         l->d->k.gemm[w->format](g);
     }
 }

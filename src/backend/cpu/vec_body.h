@@ -7,6 +7,7 @@
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/kernels.h"
+#include "base/half.h"
 
 #include <math.h>
 
@@ -98,6 +99,68 @@ static void VEC(quantize)(int8_t *q, float *scale, int32_t *sum, int32_t *total,
         sum[g / I4_GROUP] = (int32_t)v_sum(s);
         *total += sum[g / I4_GROUP];
     }
+}
+
+/* kernels_ref.c says what is done here; sums of whole numbers q are exact. */
+static float VEC(fit_range)(uint8_t q[I4_GROUP], uint32_t *pair, const float *w, float mid,
+                            float half)
+{
+    vf s1 = v_set1(0), s2 = s1, a = s1, qa = s1, error = s1, top = v_set1(15), zero = s1;
+    vf inv = v_set1(7.5f / half);
+    for (int i = 0; i < I4_GROUP; i += VL) {
+        vf v = v_sub(v_load(w + i), v_set1(mid));
+        vf c = v_min(v_max(v_round(v_fma(v, inv, v_set1(7.5f))), zero), top);
+        s1 = v_add(s1, c);
+        s2 = v_fma(c, c, s2);
+        a = v_add(a, v);
+        qa = v_fma(c, v, qa);
+    }
+    float n = I4_GROUP, sum = v_sum(s1), det = n * v_sum(s2) - sum * sum, sum_a = v_sum(a);
+    float step = det > 0 ? (n * v_sum(qa) - sum * sum_a) / det : 0;
+    uint16_t scale = f32_bf16(step);
+    step = bf16_f32(scale);
+    uint16_t offset = f32_bf16(mid + (sum_a - step * sum) / n);
+    float one = step > 0 ? 1 / step : 0;
+    vf from = v_set1(bf16_f32(offset));
+    inv = v_set1(isfinite(one) ? one : 0);
+    for (int i = 0; i < I4_GROUP; i += VL) {
+        vf v = v_sub(v_load(w + i), from);
+        vf c = v_min(v_max(v_round(v_mul(v, inv)), zero), top);
+        vf e = v_sub(v_mul(c, v_set1(step)), v);
+        v_store_i8((int8_t *)q + i, c);
+        error = v_fma(e, e, error);
+    }
+    *pair = i4_pair(scale, offset);
+    return v_sum(error);
+}
+
+static uint32_t VEC(fit_i4)(uint8_t *q, const float *w)
+{
+    static const float ranges[] = I4_RANGES;
+    bool finite;
+    VEC(max_abs)(w, I4_GROUP, &finite);
+    memset(q, 0, I4_GROUP);
+    uint32_t best = i4_pair(f32_bf16(NAN), f32_bf16(NAN)), pair;
+    if (!finite)
+        return best;
+    vf max = v_load(w), min = max;
+    for (int i = VL; i < I4_GROUP; i += VL) {
+        max = v_max(max, v_load(w + i));
+        min = v_min(min, v_load(w + i));
+    }
+    float hi = v_top(max), lo = -v_top(v_sub(v_set1(0), min)), half = 0.5f * hi - 0.5f * lo;
+    float least = INFINITY;
+    for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++) {
+        uint8_t c[I4_GROUP];
+        float e = VEC(fit_range)(c, &pair, w, 0.5f * lo + 0.5f * hi,
+                                 half > 0x1p-120f ? half * ranges[i] : 1);
+        if (!(e < least) && i > 0) /* the first one counts even if its error is beyond f32 */
+            continue;
+        least = e;
+        best = pair;
+        memcpy(q, c, sizeof c);
+    }
+    return best;
 }
 
 static void VEC(axpy)(float *h, const float *x, float a, int n)
@@ -307,6 +370,7 @@ static void VEC(fill)(struct cpu_kernels *k)
 {
     k->to_bf16 = VEC(to_bf16);
     k->quantize = VEC(quantize);
+    k->fit_i4 = VEC(fit_i4);
     k->axpy = VEC(axpy);
     k->norm = VEC(norm);
     k->act = VEC(act);

@@ -138,16 +138,16 @@ static void write_i8(char *out, float tile[PANEL][KSTEP], const float *scale)
     }
 }
 
-static void write_i4(char *out, float tile[PANEL][KSTEP], const float *scale)
+/* Fits each output's group, which gives scale and offset too. */
+static void write_i4(char *out, uint32_t *pair, float tile[PANEL][KSTEP],
+                     const struct cpu_kernels *kernels)
 {
     for (int i = 0; i < PANEL; i++) {
-        float inv = inverse(scale[i]);
-        for (int k = 0; k < KSTEP; k += 8) {
-            for (int j = 0; j < 4; j++) {
-                int lo = quantized(tile[i][k + j], inv, -8, 7) + 8;
-                int hi = quantized(tile[i][k + 4 + j], inv, -8, 7) + 8;
-                out[((size_t)(k / 8) * PANEL + i) * 4 + j] = (char)(uint8_t)(lo | hi << 4);
-            }
+        uint8_t q[I4_GROUP];
+        pair[i] = kernels->fit_i4(q, tile[i]);
+        for (int k = 0; k < KSTEP; k++) {
+            char *byte = &out[((size_t)(k / 8) * PANEL + i) * 4 + k % 4];
+            *byte = (char)(k % 8 < 4 ? q[k] : (uint8_t)*byte | q[k] << 4);
         }
     }
 }
@@ -173,43 +173,12 @@ static void scales_i8(float *scale, const struct weight_source *src, int rows, i
         scale[i] = isfinite(top[i]) ? top[i] / 127 : NAN;
 }
 
-static float error_i4(const float *w, float scale)
-{
-    float inv = inverse(scale), sum = 0;
-    for (int k = 0; k < I4_GROUP; k++) {
-        float e = w[k] - scale * (float)quantized(w[k], inv, -8, 7);
-        sum += e * e;
-    }
-    return sum;
-}
-
-/* The scale of least squared error among a few that make the largest value -8 or 7, or clip it a
- * little: that one outlier's error often serves the other 127. */
-static float scale_i4(const float *w)
-{
-    float top = 0;
-    for (int k = 0; k < I4_GROUP; k++)
-        if (!(fabsf(w[k]) <= fabsf(top)))
-            top = w[k];
-    if (!isfinite(top))
-        return NAN;
-    static const float divisor[] = {-8, -8.5f, -9, -9.5f, -10, -7.5f, 7, 7.5f, 8, 8.5f};
-    float best = 0, least = INFINITY;
-    for (int i = 0; i < (int)(sizeof divisor / sizeof divisor[0]); i++) {
-        float s = top / divisor[i], e = error_i4(w, s);
-        if (e < least) {
-            least = e;
-            best = s;
-        }
-    }
-    return best;
-}
-
 /* ---- one panel, one matrix ------------------------------------------------------------------ */
 
 struct pack {
     const struct weight_source *src;
     struct weight *w;
+    const struct cpu_kernels *kernels;
     size_t panel_bytes;
     int n_scales;
 };
@@ -236,10 +205,8 @@ static void pack_panel(void *ctx, int panel, int thread)
         else if (w->format == W_I8)
             write_i8(out, tile, scale);
         else
-            for (int i = 0; i < PANEL; i++)
-                scale[(size_t)(k / I4_GROUP) * PANEL + i] = scale_i4(tile[i]);
-        if (w->format == W_I4)
-            write_i4(out, tile, scale + (size_t)(k / I4_GROUP) * PANEL);
+            write_i4(out, (uint32_t *)(void *)scale + (size_t)(k / I4_GROUP) * PANEL, tile,
+                     p->kernels);
     }
 }
 
@@ -270,7 +237,7 @@ enum sl_status cpu_weight_prepare(struct device *d, struct weight *out,
         w.rows += src->part[p].rows;
     if (format == W_I8 && w.cols > 65536) /* 255 * 127 * 65536 still fits the int32 sums */
         return SL_FAIL(err, SL_ENOSUPPORT, "%s: int8 rows longer than 65536", name);
-    struct pack p = {src, &w, weight_panel_bytes(format, w.cols), n_scales(format, w.cols)};
+    struct pack p = {src, &w, &d->k, weight_panel_bytes(format, w.cols), n_scales(format, w.cols)};
     size_t data_bytes = p.panel_bytes * (size_t)n_panels(w.rows);
     size_t scale_bytes = (size_t)n_panels(w.rows) * p.n_scales * PANEL * sizeof(float);
     enum sl_status st = linear_reserve(d, w.cols, err);
@@ -331,8 +298,10 @@ static float element(const char *panel, enum wformat f, const float *scale, int 
         break;
     }
     int byte = (uint8_t)panel[((size_t)(k / 8) * PANEL + i) * 4 + k % 4];
-    int q = (k % 8 < 4 ? byte & 15 : byte >> 4) - 8;
-    return (float)q * scale[(size_t)(k / I4_GROUP) * PANEL + i];
+    uint32_t pair;
+    memcpy(&pair, &scale[(size_t)(k / I4_GROUP) * PANEL + i], sizeof pair);
+    float q = (float)(k % 8 < 4 ? byte & 15 : byte >> 4);
+    return q * bf16_f32((uint16_t)(pair >> 16)) + bf16_f32((uint16_t)pair);
 }
 
 void weight_read_part(const struct weight *w, int row, int k0, int n, float *y)
