@@ -282,8 +282,13 @@ const struct flag flag_table[] = {
      .help = "Largest rank of an adapter."},
     {EXTRA_ROW(FLAG_INT, "max-cpu-loras"), .state = FLAG_NO_EFFECT, NOT_STORED,
      .help = "Adapters in host memory."},
-    {EXTRA_ROW(FLAG_JSON, "speculative-config"), .short_name = "sc", .state = FLAG_LATER,
-     NOT_STORED, .help = "Speculative decoding."},
+    {EXTRA_ROW(FLAG_JSON, "speculative-config"), .short_name = "sc", AT(engine.speculative_config),
+     .help = "Speculative decoding: method (ngram, suffix, draft_model), num_speculative_tokens, "
+             "model, ..."},
+    {EXTRA_ROW(FLAG_STRING, "rejection-sample-method"), AT(engine.rejection_sample_method),
+     .meta = "NAME", .shown = "coupled",
+     .help = "How guesses are verified. coupled: answers are those without speculation, bit for "
+             "bit; standard: the same distribution, other tokens."},
     {EXTRA_ROW(FLAG_JSON, "structured-outputs-config"), .state = FLAG_NO_EFFECT, NOT_STORED,
      .help = "Which grammar backend to use."},
     {EXTRA_ROW(FLAG_JSON, "compilation-config"), .short_name = "cc", .state = FLAG_NO_EFFECT,

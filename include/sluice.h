@@ -132,6 +132,9 @@ struct sl_config {
     const char *sim_device; /* sim: "h200" (default) or "cpu" */
     double sim_step_ms;     /* sim: every step lasts this; 0: what the cost model says */
     int sim_depth;          /* sim: steps in flight, 1 */
+    /* JSON object: {"method": "ngram", "num_speculative_tokens": 4, ...}; NULL: no speculation */
+    const char *speculative_config;
+    const char *rejection_sample_method; /* "coupled" or "standard"; NULL: what the JSON says */
 };
 
 SL_API void sl_config_init(struct sl_config *cfg); /* fills the defaults above */
@@ -210,6 +213,15 @@ struct sl_engine_info {
     bool dead; /* the device failed */
 };
 SL_API void sl_engine_info(const struct sl_engine *e, struct sl_engine_info *out);
+
+/* What speculation has come to since the engine started; all 0 without it. */
+enum { SL_DRAFT_MAX = 32 };
+struct sl_draft_stats {
+    uint64_t n_drafts, n_draft_tokens, n_accepted; /* proposals, their tokens, those kept */
+    uint64_t n_accepted_at[SL_DRAFT_MAX];          /* by place in the proposal */
+    int n_places;                                  /* num_speculative_tokens */
+};
+SL_API void sl_engine_draft_stats(const struct sl_engine *e, struct sl_draft_stats *out);
 
 /* ---- requests ------------------------------------------------------------------------------- */
 

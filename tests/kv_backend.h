@@ -25,7 +25,7 @@ struct kv_backend {
     int max_len;
     const struct batch *step[KVB_DEPTH_MAX];
     int first, n_steps;
-    int64_t clock_ns;
+    int64_t clock_ns, step_ns;
     bool real_clock; /* set by the test */
     uint64_t rows_computed;
 };
@@ -163,7 +163,7 @@ static inline enum sl_status kvb_collect(struct backend *be, struct step_result 
         r->plp[i] = (struct sl_logprob){.token = b->plogprob[i].token, .rank = 1};
     }
     r->plp_start[b->n_plogprobs] = b->n_plogprobs;
-    k->clock_ns += 1000;
+    k->clock_ns += k->step_ns;
     r->done_ns = be->ops->now_ns(be);
     return SL_OK;
 }
@@ -196,6 +196,7 @@ static inline struct backend *kv_backend_make(const struct kv_layout *layout, in
     k->table = calloc((size_t)max_seqs * (size_t)(max_len + 1), sizeof *k->table);
     k->max_len = max_len + 1;
     k->clock_ns = 1;
+    k->step_ns = 1000;
     return &k->be;
 }
 

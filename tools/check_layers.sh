@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Data flows one way: http -> engine -> {text, sched, model, sample} -> core, backend, dist -> base.
+# Data flows one way: http -> engine -> draft -> {text, sched, model, sample} -> core, backend, dist -> base.
 # Prints each #include that points elsewhere; exits 1 if there is one. With a folder as argument it
 # looks there instead (tests/cli/test_checks.py gives it a wrong tree).
 # SPDX-License-Identifier: Apache-2.0
@@ -17,7 +17,8 @@ declare -A may=(
     [sample]="base core backend"
     [sched]="base core backend dist"
     [model]="base core backend dist"
-    [engine]="base core backend dist text sched model sample"
+    [draft]="base core backend model sample"
+    [engine]="base core backend dist text sched model sample draft"
     [http]="base core engine text"
 )
 # These commands are examples of the public interface: they see sluice.h and nothing inside.

@@ -48,6 +48,12 @@ struct sample_row {
     int32_t logit;              /* index into logit_row */
     int32_t seq_row;            /* token table row that receives it */
     int32_t pos;                /* position that the token will have */
+    /* `draft` was proposed for it, and is computed as the next row of this step. Consecutive sample
+     * rows of one sequence are one proposal and what follows it: a row counts only if every row
+     * before it drew what was proposed. */
+    bool has_draft;
+    int32_t draft;
+    const float *draft_prob; /* [vocab] what the draft was drawn from; NULL: it was certain */
 };
 
 /* Logprobs of the prompt token at pos+1, from logits row `logit`. */
@@ -75,8 +81,9 @@ struct plogprob_row {
 struct batch {
     struct batch_limits limits;
     int n_tokens, n_seqs, n_logits, n_samples, n_plogprobs, n_copies;
-    uint64_t step; /* counts from 1 */
-    void *memory;  /* one allocation that holds every array */
+    uint64_t step;      /* counts from 1 */
+    int64_t planned_ns; /* when the plan was made, drafts included */
+    void *memory;       /* one allocation that holds every array */
 #define BATCH_FIELD(name, type, len) type *name;
     BATCH_ARRAYS(BATCH_FIELD)
 #undef BATCH_FIELD
@@ -98,7 +105,10 @@ static inline const int32_t *batch_blocks(const struct batch *b, int group, int 
 
 /* ---- result --------------------------------------------------------------------------------- */
 
-enum { TOKEN_BAD_LOGITS = -2 }; /* NaN in the logits: this sequence alone ends with an error */
+enum {
+    TOKEN_BAD_LOGITS = -2, /* NaN in the logits: this sequence alone ends with an error */
+    TOKEN_REFUTED = -3     /* not drawn: a row before it did not draw what was proposed */
+};
 
 /* token[i] answers sample[i]. Logprobs are ragged: those of sample i are
  * lp[lp_start[i] .. lp_start[i+1]), chosen first; prompt logprobs likewise in plp. */

@@ -5,6 +5,7 @@
 
 #include <inttypes.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 
 /* ---- the families ---------------------------------------------------------------------------- */
@@ -40,6 +41,12 @@ static const struct series counter_series[N_METRIC_COUNTERS] = {
     [M_MM_QUERIES] = {"mm_cache_queries", NULL,
                       "Multi-modal cache queries, in number of queried items."},
     [M_MM_HITS] = {"mm_cache_hits", NULL, "Multi-modal cache hits, in number of cached items."},
+    [M_DRAFTS] = {"spec_decode_num_drafts", NULL, "Number of spec decoding drafts."},
+    [M_DRAFT_TOKENS] = {"spec_decode_num_draft_tokens", NULL, "Number of draft tokens."},
+    [M_DRAFT_ACCEPTED] = {"spec_decode_num_accepted_tokens", NULL, "Number of accepted tokens."},
+    /* a label for each place: render_accepted_at */
+    [M_DRAFT_ACCEPTED_AT] = {"spec_decode_num_accepted_tokens_per_pos", NULL,
+                             "Accepted tokens per draft position."},
 };
 
 static const struct series gauge_series[N_METRIC_GAUGES] = {
@@ -133,6 +140,7 @@ struct metrics {
     char *model_name;
     int64_t length_bounds[MAX_BOUNDS];
     int n_length_bounds;
+    int n_draft_places; /* 0: no speculation */
     atomic_ullong counter[N_METRIC_COUNTERS];
     atomic_llong gauge[N_METRIC_GAUGES];
     struct histogram histogram[N_METRIC_HISTOGRAMS];
@@ -167,6 +175,11 @@ void metrics_destroy(struct metrics **m)
     mem_free((*m)->model_name);
     mem_free(*m);
     *m = NULL;
+}
+
+void metrics_set_draft_places(struct metrics *m, int n)
+{
+    m->n_draft_places = n;
 }
 
 void metrics_add(struct metrics *m, enum metric_counter c, uint64_t n)
@@ -289,6 +302,27 @@ static void render_histogram(const struct metrics *m, enum metric_histogram h, s
     strbuf_addc(out, '\n');
 }
 
+static void render_counter(const struct metrics *m, enum metric_counter c, struct strbuf *out)
+{
+    const struct series *s = &counter_series[c];
+    if (s->help)
+        add_family(out, s->family, "_total", "counter", s->help);
+    add_name(out, m, s->family, "_total", s->label);
+    strbuf_addf(out, "%" PRIu64 ".0\n", metrics_counter(m, c));
+}
+
+static void render_accepted_at(const struct metrics *m, struct strbuf *out)
+{
+    const struct series *s = &counter_series[M_DRAFT_ACCEPTED_AT];
+    add_family(out, s->family, "_total", "counter", s->help);
+    for (int i = 0; i < m->n_draft_places; i++) {
+        char label[32];
+        snprintf(label, sizeof label, "position=\"%d\"", i);
+        add_name(out, m, s->family, "_total", label);
+        strbuf_addf(out, "%" PRIu64 ".0\n", metrics_counter(m, M_DRAFT_ACCEPTED_AT + i));
+    }
+}
+
 void metrics_render(const struct metrics *m, const char *info, struct strbuf *out)
 {
     for (int g = 0; g < N_METRIC_GAUGES; g++) {
@@ -303,13 +337,11 @@ void metrics_render(const struct metrics *m, const char *info, struct strbuf *ou
     add_family(out, "cache_config_info", "", "gauge", "Information of the LLMEngine CacheConfig");
     add_name(out, m, "cache_config_info", "", info);
     strbuf_adds(out, "1.0\n");
-    for (int c = 0; c < N_METRIC_COUNTERS; c++) {
-        const struct series *s = &counter_series[c];
-        if (s->help)
-            add_family(out, s->family, "_total", "counter", s->help);
-        add_name(out, m, s->family, "_total", s->label);
-        strbuf_addf(out, "%" PRIu64 ".0\n", metrics_counter(m, (enum metric_counter)c));
-    }
+    int n = m->n_draft_places ? M_DRAFT_ACCEPTED_AT : M_DRAFTS;
+    for (int c = 0; c < n; c++)
+        render_counter(m, (enum metric_counter)c, out);
+    if (m->n_draft_places)
+        render_accepted_at(m, out);
     for (int h = 0; h < N_METRIC_HISTOGRAMS; h++)
         render_histogram(m, (enum metric_histogram)h, out);
 }

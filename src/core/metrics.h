@@ -32,6 +32,11 @@ enum metric_counter {
     M_EXTERNAL_HITS,
     M_MM_QUERIES,
     M_MM_HITS,
+    M_DRAFTS, /* from here on: shown once metrics_set_draft_places was called */
+    M_DRAFT_TOKENS,
+    M_DRAFT_ACCEPTED,
+    M_DRAFT_ACCEPTED_AT, /* by place in the proposal */
+    M_DRAFT_ACCEPTED_LAST = M_DRAFT_ACCEPTED_AT + SL_DRAFT_MAX - 1,
     N_METRIC_COUNTERS
 };
 
@@ -72,6 +77,9 @@ struct metrics;
 SL_MUST_CHECK enum sl_status metrics_create(struct metrics **out, const char *model_name,
                                             int max_model_len, struct sl_err *err);
 void metrics_destroy(struct metrics **m);
+
+/* The speculation's counters exist, with n places in a proposal. Before the engine starts. */
+void metrics_set_draft_places(struct metrics *m, int n);
 
 void metrics_add(struct metrics *m, enum metric_counter c, uint64_t n);
 void metrics_set(struct metrics *m, enum metric_gauge g, int64_t v);

@@ -8,7 +8,12 @@
  *   n_computed <= n_tokens + n_inflight: the cache never runs ahead of what is known or sampled;
  *   every block table covers n_computed positions while the sequence runs, and is empty otherwise;
  *   row >= 0 exactly while it runs;
- *   n_inflight <= n_steps_held.
+ *   n_inflight <= n_steps_held;
+ *   n_draft > 0 only while its step is in flight, and that step is the only one.
+ *
+ * Drafts: guesses for positions [n_tokens, n_tokens + n_draft) stand in `tokens` behind what is
+ * known, so whoever computes the position after them reads on. The step that verifies them moves
+ * n_computed past them; when it is read, n_computed goes back to the last one that was right.
  *
  * Memory: `tokens` is the request's own prompt until the sequence is first admitted; from then on
  * it and the block tables are the scheduler's buffers, which take them back when the sequence has
@@ -64,10 +69,13 @@ struct sequence {
     int n_pad_planned;  /* scheduler: rows of padding after them (static batching) */
     int n_steps_held;   /* steps in flight that name this sequence; it is given up at 0 */
     int cap_tokens;
-    int limit;       /* scheduler: tokens at which it ends, whatever they are */
-    int32_t eos;     /* scheduler: the token that ends it, -1: none */
-    bool plain_stop; /* scheduler: nothing but eos and limit ends it */
-    bool abort;      /* cancel at the next plan (set by the engine thread) */
+    int limit;              /* scheduler: tokens at which it ends, whatever they are */
+    int32_t eos;            /* scheduler: the token that ends it, -1: none */
+    uint8_t n_draft;        /* guesses that the step in flight verifies */
+    uint8_t n_draft_wanted; /* scheduler: how many would pay, when last looked at; it waits for the
+                               step in flight then, as guesses continue known tokens */
+    bool plain_stop;        /* scheduler: nothing but eos and limit ends it */
+    bool abort;             /* cancel at the next plan (set by the engine thread) */
     /* On the backend's clock, 0: not yet. last_token_ns changes after the token was reported, so
      * that the report can tell the time since the one before. */
     int64_t first_token_ns, last_token_ns;
@@ -77,7 +85,12 @@ struct sequence {
     int n_cached;          /* prompt tokens that the prefix cache gave at the first admission */
     int n_plogprobs;       /* prompt positions whose logprobs are reported or in flight */
     int n_preempted;
-    int n_pad;      /* scheduler: rows of padding so far */
+    /* Positions [0, n_drafted) are in the draft model's cache too, for known tokens. */
+    int n_drafted;
+    float draft_hits, draft_tries;    /* scheduler: verdicts on guesses, old ones fading */
+    uint8_t draft_misses, draft_rest; /* scheduler: asked in vain; plans that it sits out for it */
+    const float *draft_prob; /* [n_draft, vocab]: what they were drawn from, NULL: certain */
+    int n_pad;               /* scheduler: rows of padding so far */
     int admit_need; /* scheduler: blocks that were missing when it was last refused, 0: not tried */
     enum sl_finish finish;
     enum sl_stop_kind stop_kind;

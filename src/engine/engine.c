@@ -22,7 +22,9 @@ static enum sl_status copy_config(struct sl_engine *e, const struct sl_config *c
                               &c->hf_overrides,
                               &c->quantization,
                               &c->kv_cache_dtype,
-                              &c->sim_device};
+                              &c->sim_device,
+                              &c->speculative_config,
+                              &c->rejection_sample_method};
     if (!c->model)
         return SL_FAIL_PARAM(err, SL_EINVAL, "model", "no model was given");
     if (!c->kv_cache_dtype)
@@ -81,6 +83,8 @@ enum sl_status engine_start(struct sl_engine *e, struct sl_err *err)
         e->cfg.max_unread_bytes = 4 << 20;
     enum sl_status st =
         metrics_create(&e->metrics, e->cfg.served_names[0], e->info.max_model_len, err);
+    if (!st && e->proposer)
+        metrics_set_draft_places(e->metrics, e->proposer->max_tokens);
     if (!st)
         st = core_create(&e->core, &e->sched_cfg, e->be, engine_sink, e, err);
     if (!st)

@@ -10,6 +10,7 @@
 #define SL_ENGINE_INTERNAL_H
 
 #include "base/sync.h"
+#include "draft/draft.h"
 #include "engine/choice.h"
 #include "engine/core.h"
 #include "engine/engine.h"
@@ -85,7 +86,8 @@ struct sl_engine {
     struct runner *runner; /* be's, NULL on sim; so are the next two */
     const struct ops *ops;
     struct device *device;
-    struct sampler *sampler; /* NULL on sim */
+    struct sampler *sampler;   /* NULL on sim */
+    struct proposer *proposer; /* NULL: no speculation */
     struct model_spec *spec;
     struct sl_text *text;
     struct core *core; /* used by the engine thread alone */
@@ -120,6 +122,7 @@ struct sl_engine {
         bool active; /* something happened since the last line */
         uint64_t prompt_tokens, generation_tokens, preemptions, prefix_queries, prefix_hits;
         uint64_t logged_prompt, logged_generation, logged_preemptions;
+        struct sl_draft_stats drafts, logged_drafts;
     } stats;
 };
 
@@ -134,6 +137,10 @@ void setup_close(struct sl_engine *e);
 SL_MUST_CHECK enum sl_status engine_init(struct sl_engine **out, const struct sl_config *cfg,
                                          struct sl_err *err);
 SL_MUST_CHECK enum sl_status engine_start(struct sl_engine *e, struct sl_err *err);
+
+/* speculate.c: what --speculative-config asks for, once the model is open. */
+SL_MUST_CHECK enum sl_status speculate_open(struct sl_engine *e, struct sl_err *err);
+void speculate_close(struct sl_engine *e);
 
 /* loop.c */
 void *engine_main(void *engine);

@@ -355,6 +355,9 @@ enum sl_status setup_open(struct sl_engine *e, struct sl_err *err)
     if (st)
         return st;
     set_sched_config(e);
+    st = speculate_open(e, err);
+    if (st)
+        return st;
     return make_cache_info(e) ? SL_OK : SL_FAIL(err, SL_ENOMEM, "engine: no memory");
 }
 
@@ -369,6 +372,7 @@ enum sl_status setup_take_memory(struct sl_engine *e, struct sl_err *err)
 
 void setup_close(struct sl_engine *e)
 {
+    speculate_close(e);
     if (e->be)
         e->be->ops->destroy(e->be);
     e->be = NULL;

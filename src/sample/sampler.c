@@ -139,6 +139,14 @@ static int32_t sample_one(struct sampler *s, const struct sample_row *sr, const 
     return token;
 }
 
+/* A row before this one of the same proposal has drawn something else. */
+static bool is_refuted(const struct batch *b, const struct step_result *r, int i)
+{
+    const struct sample_row *before = &b->sample[i - 1];
+    return i > 0 && before->has_draft && before->seq == b->sample[i].seq &&
+           r->token[i - 1] != before->draft;
+}
+
 enum sl_status sampler_run(struct sampler *s, const struct batch *b, const float *logits,
                            struct step_result *r, struct sl_err *err)
 {
@@ -150,7 +158,10 @@ enum sl_status sampler_run(struct sampler *s, const struct batch *b, const float
         const struct sl_sampling_params *p = &sr->seq->req->params.p;
         const float *row;
         float max = 0;
-        r->token[i] = sample_one(s, sr, logits + (size_t)sr->logit * (size_t)s->n, &row, &max);
+        if (is_refuted(b, r, i))
+            r->token[i] = TOKEN_REFUTED;
+        else
+            r->token[i] = sample_one(s, sr, logits + (size_t)sr->logit * (size_t)s->n, &row, &max);
         int n = r->token[i] >= 0 ? n_entries(p, p->logprobs, s->n) : 0;
         if (n) {
             if (!step_result_reserve(&r->lp, &r->cap_lp, used, n))

@@ -15,6 +15,17 @@ static int cover_at_admission(const struct sched *s, int group, int n_hit, int r
     return window && !s->by_batch && most < reserve ? (int)most : reserve;
 }
 
+/* A free block. The proposer hears of it if its own cache lives under these numbers. */
+static bool take_block(struct sched *s, int group, int32_t *blk)
+{
+    struct proposer *p = s->proposer;
+    if (kvpool_take(s->pool, group, blk))
+        return false;
+    if (p && p->ops->block_taken && group == p->group)
+        p->ops->block_taken(p, *blk);
+    return true;
+}
+
 /* Appends blocks until the table covers n positions. false: none left; what was taken stays. */
 static bool extend(struct sched *s, int group, struct block_table *t, int n)
 {
@@ -22,7 +33,7 @@ static bool extend(struct sched *s, int group, struct block_table *t, int n)
     if (want > t->n && !intpool_grow(&s->ints, &t->block, &t->cap, t->n, want))
         return false;
     for (; t->n < want; t->n++)
-        if (kvpool_take(s->pool, group, &t->block[t->n]))
+        if (!take_block(s, group, &t->block[t->n]))
             return false;
     return true;
 }
@@ -86,17 +97,20 @@ static void free_behind_window(struct sched *s, int group, struct block_table *t
 }
 
 /* The block that position `pos` is written to becomes q's own. */
-static bool own_block(struct sched *s, int group, struct block_table *t, int pos, struct batch *b)
+static bool own_block(struct sched *s, int group, struct sequence *q, int pos, struct batch *b)
 {
+    struct block_table *t = &q->table[group];
     int i = pos / s->cfg.layout.block_size;
     if (i >= t->n || kvpool_refs(s->pool, group, t->block[i]) == 1)
         return true;
     int32_t blk;
-    if (kvpool_take(s->pool, group, &blk))
+    if (!take_block(s, group, &blk))
         return false;
     b->copy[b->n_copies++] = (struct block_copy){.group = group, .src = t->block[i], .dst = blk};
     kvpool_drop(s->pool, group, t->block[i]);
     t->block[i] = blk;
+    if (s->proposer && group == s->proposer->group && q->n_drafted > i * s->cfg.layout.block_size)
+        q->n_drafted = i * s->cfg.layout.block_size; /* the draft's half is not copied */
     return true;
 }
 
@@ -105,7 +119,7 @@ bool blocks_cover(struct sched *s, struct sequence *q, int upto, struct batch *b
     for (int g = 0; g < s->cfg.layout.n_groups; g++) {
         struct block_table *t = &q->table[g];
         free_behind_window(s, g, t, q->n_computed);
-        if (!own_block(s, g, t, q->n_computed, b) || !extend(s, g, t, upto))
+        if (!own_block(s, g, q, q->n_computed, b) || !extend(s, g, t, upto))
             return false;
     }
     return true;
@@ -120,7 +134,7 @@ void blocks_release(struct sched *s, struct sequence *q)
         intpool_give(&s->ints, t->block, t->cap);
         *t = (struct block_table){0};
     }
-    q->n_computed = q->n_hashed = 0;
+    q->n_computed = q->n_hashed = q->n_drafted = 0;
     q->chain = (struct kv_chain){.node = -1};
 }
 

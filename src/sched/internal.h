@@ -6,6 +6,7 @@
  *     admit.c   a waiting sequence begins to run; preemption
  *     blocks.c  a sequence's block tables over the pool
  *     plan.c    the decision becomes a batch; forks
+ *     drafts.c  speculation: how many guesses, and what became of them
  *     update.c  tokens come back; stop rules
  *
  * Invariants, verified by sched_check():
@@ -19,6 +20,7 @@
 #ifndef SL_SCHED_INTERNAL_H
 #define SL_SCHED_INTERNAL_H
 
+#include "sched/draftcost.h"
 #include "sched/intpool.h"
 #include "sched/kvpool.h"
 #include "sched/queue.h"
@@ -30,6 +32,15 @@ enum { PLOGPROB_ROWS = 128 };
 
 /* Decides what a step computes, through give(); false: a policy has nothing to do. */
 typedef void (*policy_fn)(struct sched *s, struct batch *b);
+
+struct drafts {
+    struct draft_item *item; /* [max_num_seqs] */
+    int n_items;
+    float hits, tries; /* of all sequences, old verdicts fading */
+    struct draft_cost cost;
+    int64_t propose_ns;   /* what the last plan's guesses took */
+    int64_t last_done_ns; /* when the last step that was read ended */
+};
 
 struct sched {
     struct sched_config cfg;
@@ -48,8 +59,10 @@ struct sched {
     int64_t now_ns;
     struct sequence **entry; /* [max_num_seqs] */
     int n_entries;
-    int n_left;        /* of the token budget */
-    int plogprob_left; /* of PLOGPROB_ROWS */
+    int n_left;                /* of the token budget */
+    int plogprob_left;         /* of PLOGPROB_ROWS */
+    struct proposer *proposer; /* NULL: no speculation */
+    struct drafts drafts;
     int rows_promised; /* to the forks of prompts that this plan completes */
     bool preempted;    /* somebody, so nobody is admitted */
 
@@ -89,7 +102,9 @@ static inline int seq_todo(const struct sequence *q)
 /* It has something to compute that this plan has not given it yet. */
 static inline bool seq_ready(const struct sched *s, const struct sequence *q)
 {
-    return q->plan_step != s->step && seq_todo(q) > 0;
+    if (q->plan_step == s->step || seq_todo(q) <= 0)
+        return false;
+    return q->n_inflight == 0 || (q->n_draft == 0 && q->n_draft_wanted == 0);
 }
 
 /* blocks.c */
@@ -124,6 +139,14 @@ int cap_plogprobs(const struct sched *s, const struct sequence *q, int n);
 /* policy_batch.c */
 void ghosts_add(struct sched *s, struct sequence *q); /* takes q's row and blocks */
 void ghosts_drop(struct sched *s);
+
+/* drafts.c */
+SL_MUST_CHECK enum sl_status drafts_init(struct sched *s, struct proposer *p, struct sl_err *err);
+/* Guesses for those among this plan's sequences for whom they pay. */
+void drafts_propose(struct sched *s, struct batch *b);
+/* The step b was read: what its rows cost; and for each proposal, how far it was right. */
+void drafts_learn_time(struct sched *s, const struct batch *b, int64_t done_ns);
+void drafts_learn(struct sched *s, struct sequence *q, int n_draft, int n_accepted);
 
 /* sched.c */
 void sequence_finish(struct sched *s, struct sequence *q, enum sl_finish why);

@@ -9,7 +9,7 @@
 static void put_tokens(struct batch *b, const struct sequence *q, int pos, int n, int n_pad)
 {
     int32_t *token = b->token + b->n_tokens, *at = b->pos + b->n_tokens;
-    int known = q->n_tokens - pos;
+    int known = q->n_tokens + q->n_draft - pos;
     known = known < 0 ? 0 : known < n ? known : n;
     if (known)
         memcpy(token, q->tokens + pos, (size_t)known * sizeof *token);
@@ -39,12 +39,30 @@ static void put_blocks(struct batch *b, const struct sequence *q, int group, int
     start[1] = start[0] + n_blocks;
 }
 
-static void put_sample(struct batch *b, struct sequence *q, int logit)
+static struct sample_row *put_sample(struct batch *b, struct sequence *q, int logit)
 {
-    b->sample[b->n_samples++] =
-        (struct sample_row){.seq = q, .logit = logit, .seq_row = q->row, .pos = q->n_computed};
+    struct sample_row *row = &b->sample[b->n_samples++];
+    *row = (struct sample_row){.seq = q, .logit = logit, .seq_row = q->row, .pos = q->n_computed};
     q->n_inflight++;
     q->n_steps_held++;
+    return row;
+}
+
+/* Each guess is checked by the row before it, and one more token follows the last. */
+static void put_drafts(const struct sched *s, struct batch *b, struct sequence *q, int first_row)
+{
+    for (int i = 0; i <= q->n_draft; i++) {
+        int logit = b->n_logits++;
+        b->logit_row[logit] = first_row + i;
+        struct sample_row *row = put_sample(b, q, logit);
+        if (i == q->n_draft)
+            break;
+        row->has_draft = true;
+        row->draft = q->tokens[q->n_computed];
+        if (q->draft_prob)
+            row->draft_prob = q->draft_prob + (size_t)i * (size_t)s->proposer->vocab_size;
+        q->n_computed++;
+    }
 }
 
 /* Logprobs of the prompt tokens after rows of positions [pos, pos + n). */
@@ -104,18 +122,18 @@ static void fork_choices(struct sched *s, struct batch *b, struct sequence *pare
 
 static void put_sequence(struct sched *s, struct batch *b, struct sequence *q)
 {
-    int n = q->n_planned, n_pad = q->n_pad_planned;
+    int n = q->n_planned, n_pad = q->n_pad_planned, n_draft = q->n_draft;
     int pos = n ? q->n_computed : q->n_computed + q->n_pad;
-    put_tokens(b, q, pos, n, n_pad);
+    put_tokens(b, q, pos, n + n_draft, n_pad);
     for (int g = 0; g < s->cfg.layout.n_groups; g++)
-        put_blocks(b, q, g, pos, n + n_pad, s->cfg.layout.block_size);
+        put_blocks(b, q, g, pos, n + n_draft + n_pad, s->cfg.layout.block_size);
     if (pos < q->n_prompt - 1 && q->index == 0 && q->req->params.p.prompt_logprobs != SL_NONE)
         put_plogprobs(b, q, pos, n);
     int last = b->n_tokens + n - 1;
     b->seq[b->n_seqs] = q;
     b->seq_row[b->n_seqs] = q->row;
-    b->kv_len[b->n_seqs] = pos + n + n_pad;
-    b->n_tokens += n + n_pad;
+    b->kv_len[b->n_seqs] = pos + n + n_draft + n_pad;
+    b->n_tokens += n + n_draft + n_pad;
     b->q_start[++b->n_seqs] = b->n_tokens;
     q->n_steps_held++;
     q->n_pad += n_pad;
@@ -127,6 +145,10 @@ static void put_sequence(struct sched *s, struct batch *b, struct sequence *q)
     blocks_publish(s, q);
     if (q->n_computed < seq_length(q))
         return;
+    if (n_draft) {
+        put_drafts(s, b, q, last);
+        return;
+    }
     int logit = b->n_logits++;
     b->logit_row[logit] = last;
     put_sample(b, q, logit);
@@ -191,9 +213,12 @@ bool sched_plan(struct sched *s, int64_t now_ns, struct batch *b)
         SL_ASSERT(b->n_copies == 0); /* a copy is made for who writes in this step */
         return false;
     }
+    if (s->proposer)
+        drafts_propose(s, b);
     for (int i = 0; i < s->n_entries; i++)
         put_sequence(s, b, s->entry[i]);
     b->step = ++s->n_steps;
+    b->planned_ns = now_ns + s->drafts.propose_ns;
     s->stats.last_step_tokens = b->n_tokens;
     s->stats.last_step_seqs = b->n_seqs;
     count_slots(s);

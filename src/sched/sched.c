@@ -88,6 +88,12 @@ enum sl_status sched_create(struct sched **out, const struct sched_config *cfg, 
         sched_destroy(&s);
         return SL_FAIL(err, SL_ENOMEM, "scheduler: no memory for %d sequences", n);
     }
+    if (cfg->proposer)
+        st = drafts_init(s, cfg->proposer, err);
+    if (st) {
+        sched_destroy(&s);
+        return st;
+    }
     for (int i = 0; i < n; i++)
         s->free_row[i] = n - 1 - i;
     s->n_free_rows = n;
@@ -110,6 +116,7 @@ void sched_destroy(struct sched **sp)
     mem_free(s->free_row);
     mem_free(s->entry);
     mem_free(s->ghost);
+    mem_free(s->drafts.item);
     mem_free(s);
     *sp = NULL;
 }
@@ -118,11 +125,13 @@ void sched_batch_limits(const struct sched *s, struct batch_limits *out)
 {
     const struct sched_config *c = &s->cfg;
     int64_t blocks = (int64_t)c->max_num_seqs * ceil_div(s->max_len, c->layout.block_size);
+    int64_t guesses = s->proposer ? (int64_t)c->max_num_seqs * s->proposer->max_tokens : 0;
+    int n_drafts = guesses < c->max_num_batched_tokens ? (int)guesses : c->max_num_batched_tokens;
     *out = (struct batch_limits){.max_tokens = c->max_num_batched_tokens,
                                  .max_seqs = c->max_num_seqs,
                                  .max_blocks = blocks < INT32_MAX ? (int)blocks : INT32_MAX,
-                                 .max_samples = c->max_num_seqs,
-                                 .max_logits = c->max_num_seqs + PLOGPROB_ROWS,
+                                 .max_samples = c->max_num_seqs + n_drafts,
+                                 .max_logits = c->max_num_seqs + n_drafts + PLOGPROB_ROWS,
                                  .n_groups = c->layout.n_groups};
 }
 
@@ -173,6 +182,7 @@ static void set_stop(const struct sched *s, struct sequence *q)
     int n = params->max_tokens > 0 ? params->max_tokens : 1;
     q->limit = n < s->max_len - q->n_prompt ? q->n_prompt + n : s->max_len;
     q->eos = p->ignore_eos ? -1 : params->eos_token;
+    q->n_draft_wanted = s->proposer != NULL;
     q->plain_stop = params->max_tokens > 0 && p->min_tokens == 0 && p->n_stop_token_ids == 0 &&
                     p->repetition_max_pattern == 0;
 }
@@ -228,6 +238,8 @@ void sequence_finish(struct sched *s, struct sequence *q, enum sl_finish why)
     }
     q->state = SEQ_FINISHED;
     q->finish = why;
+    if (s->proposer && s->proposer->ops->finished && why != SL_ABORT)
+        s->proposer->ops->finished(s->proposer, q);
     s->stats.n_finished++;
     struct request *r = q->req;
     if (++r->n_finished == r->n_seqs) {

@@ -7,6 +7,10 @@
  * blocks are freed, it waits again, and recomputes; it loses nothing. Admission reserves the whole
  * prompt.
  *
+ * Speculation: a sequence that decodes may compute guesses of a proposer behind its last token, in
+ * rows of the same step. sched_update() takes those that the model would have drawn itself, and one
+ * more; n_computed goes back behind them, and what the rest wrote into the cache is overwritten.
+ *
  * A plan may be made while earlier ones are in flight: n_computed and n_inflight of each sequence
  * say what those will have done. sched_update() must be given the steps in order.
  *
@@ -18,6 +22,7 @@
 
 #include "core/batch.h"
 #include "core/kvlayout.h"
+#include "core/proposer.h"
 
 struct sched;
 
@@ -29,6 +34,7 @@ struct sched_config {
     bool enable_prefix_caching;
     int depth; /* steps that may be in flight */
     struct kv_layout layout;
+    struct proposer *proposer; /* borrowed; NULL: no speculation */
 };
 
 SL_MUST_CHECK enum sl_status sched_create(struct sched **out, const struct sched_config *cfg,
@@ -74,7 +80,8 @@ struct sched_event {
 typedef void (*sched_sink)(void *ctx, const struct sched_event *ev);
 
 /* Take the tokens of the oldest step in flight: extend sequences, apply the stop rules (min_tokens,
- * EOS, stop ids, length, repetition), free the blocks of finished ones, report each token. */
+ * EOS, stop ids, length, repetition), free the blocks of finished ones, report each token; of a
+ * proposal, those up to the first that differs from it. */
 void sched_update(struct sched *s, const struct batch *b, const struct step_result *r,
                   sched_sink sink, void *ctx);
 
@@ -89,6 +96,8 @@ struct sched_stats {
     uint64_t prompt_tokens_computed, prompt_tokens_cached;
     int last_step_tokens, last_step_seqs;
     uint64_t kv_slots_reserved, kv_slots_used; /* summed over steps: waste = 1 - used / reserved */
+    uint64_t n_drafts, n_draft_tokens, n_draft_accepted; /* proposals, their tokens, those kept */
+    uint64_t n_draft_accepted_at[DRAFT_MAX];             /* by place in the proposal */
 };
 void sched_get_stats(const struct sched *s, struct sched_stats *out);
 void sched_reset_prefix_cache(struct sched *s);

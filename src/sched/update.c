@@ -60,8 +60,9 @@ static bool append(struct sched *s, struct sequence *q, int32_t token)
     return true;
 }
 
-static void take_token(struct sched *s, struct sequence *q, struct sched_event *ev, sched_sink sink,
-                       void *ctx)
+/* refuted: it is not what was proposed for this place. */
+static void take_token(struct sched *s, struct sequence *q, struct sched_event *ev, bool refuted,
+                       sched_sink sink, void *ctx)
 {
     if (!q->plain_stop && q->req->params.max_tokens <= 0) {
         ev->finish = SL_LENGTH; /* only the prompt was asked for */
@@ -75,6 +76,8 @@ static void take_token(struct sched *s, struct sequence *q, struct sched_event *
         if (q->first_token_ns == 0)
             q->first_token_ns = ev->now_ns;
     }
+    if (refuted && q->n_computed >= q->n_tokens)
+        q->n_computed = q->n_tokens - 1; /* the cache holds what was proposed, not this */
     if (ev->finish != SL_RUNNING)
         sequence_finish(s, q, ev->finish);
     else if (q->state == SEQ_RUNNING)
@@ -110,6 +113,36 @@ static void unhold_all(struct sched *s, const struct batch *b)
         sequence_unhold(s, (struct sequence *)b->seq[i]);
 }
 
+/* Sample rows [first, return value) are one sequence's: a proposal, and the token after it. */
+static int take_rows(struct sched *s, const struct batch *b, const struct step_result *r, int first,
+                     sched_sink sink, void *ctx)
+{
+    struct sequence *q = (struct sequence *)b->sample[first].seq; /* the scheduler's own */
+    int end = first + 1, n_kept = 0;
+    while (b->sample[end - 1].has_draft)
+        end++;
+    q->n_inflight -= end - first;
+    q->n_draft = 0;
+    bool refuted = false;
+    for (int i = first; i < end && !refuted && q->state != SEQ_FINISHED; i++) {
+        refuted = b->sample[i].has_draft && r->token[i] != b->sample[i].draft;
+        n_kept += b->sample[i].has_draft && !refuted;
+        struct sched_event ev = {.seq = q,
+                                 .token = r->token[i],
+                                 .pos = b->sample[i].pos,
+                                 .lp = r->lp + r->lp_start[i],
+                                 .n_lp = r->lp_start[i + 1] - r->lp_start[i],
+                                 .now_ns = r->done_ns};
+        take_token(s, q, &ev, refuted, sink, ctx);
+    }
+    if (end - first > 1) {
+        drafts_learn(s, q, end - first - 1, n_kept);
+        if (q->n_drafted >= q->n_tokens)
+            q->n_drafted = q->n_tokens - 1;
+    }
+    return end;
+}
+
 void sched_update(struct sched *s, const struct batch *b, const struct step_result *r,
                   sched_sink sink, void *ctx)
 {
@@ -117,25 +150,19 @@ void sched_update(struct sched *s, const struct batch *b, const struct step_resu
     for (int i = 0; i < b->n_samples; i++)
         prefetch_sequence(b->sample[i].seq);
     report_plogprobs(b, r, sink, ctx);
-    for (int i = 0; i < b->n_samples; i++) {
-        struct sequence *q = (struct sequence *)b->sample[i].seq; /* the scheduler's own */
-        q->n_inflight--;
-        if (q->state == SEQ_FINISHED)
-            continue; /* a stop found late, or aborted: computed for nothing */
-        struct sched_event ev = {.seq = q,
-                                 .token = r->token[i],
-                                 .pos = b->sample[i].pos,
-                                 .lp = r->lp + r->lp_start[i],
-                                 .n_lp = r->lp_start[i + 1] - r->lp_start[i],
-                                 .now_ns = r->done_ns};
-        take_token(s, q, &ev, sink, ctx);
-    }
+    if (s->proposer)
+        drafts_learn_time(s, b, r->done_ns);
+    for (int i = 0; i < b->n_samples;) /* one that has finished by now was computed for nothing */
+        i = take_rows(s, b, r, i, sink, ctx);
     unhold_all(s, b);
 }
 
 void sched_discard(struct sched *s, const struct batch *b)
 {
-    for (int i = 0; i < b->n_samples; i++)
-        ((struct sequence *)b->sample[i].seq)->n_inflight--;
+    for (int i = 0; i < b->n_samples; i++) {
+        struct sequence *q = (struct sequence *)b->sample[i].seq;
+        q->n_inflight--;
+        q->n_draft = 0;
+    }
     unhold_all(s, b);
 }

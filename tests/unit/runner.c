@@ -110,7 +110,8 @@ static void fill(struct batch *b, int from, int to)
     for (int i = 0; i < b->block_start[1]; i++)
         b->block[i] = i;
     for (int i = 0; i < 2 && to == N; i++)
-        b->sample[b->n_samples++] = (struct sample_row){&sequence, b->n_logits - 1, 0, N + i};
+        b->sample[b->n_samples++] =
+            (struct sample_row){.seq = &sequence, .logit = b->n_logits - 1, .pos = N + i};
 }
 
 static void step(struct batch *b, int from, int to, struct step_result *r)

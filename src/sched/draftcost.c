@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "sched/draftcost.h"
+
+#include <math.h>
+
+enum { EXACT_ROWS = 8, PER_OCTAVE = 4, N_THRESHOLDS = 7, TRY_AGAIN = 256 };
+
+static const float threshold_of[N_THRESHOLDS] = {0.8f, 0.6f, 0.45f, 0.3f, 0.2f, 0.1f, 0.05f};
+static const double CLEARLY = 1.02;   /* guessing must promise that much more than not guessing */
+static const double TRY_LOSS = 0.5;   /* a trial may cost at most this share of a step's tokens */
+static const double WEIGHT = 1.0 / 8; /* of a new measurement */
+
+/* ---- curves ---------------------------------------------------------------------------------- */
+
+static int bucket_of(int rows)
+{
+    if (rows <= EXACT_ROWS)
+        return rows > 0 ? rows - 1 : 0;
+    int b = EXACT_ROWS - 1 + (int)ceilf(PER_OCTAVE * log2f((float)rows / EXACT_ROWS));
+    return b < COST_BUCKETS ? b : COST_BUCKETS - 1;
+}
+
+static double rows_of(int bucket)
+{
+    if (bucket < EXACT_ROWS)
+        return bucket + 1;
+    return EXACT_ROWS * exp2((double)(bucket - (EXACT_ROWS - 1)) / PER_OCTAVE);
+}
+
+/* One slow step (a page fault, a busy host) must not close speculation for long. */
+void cost_curve_add(struct cost_curve *c, int rows, double ns)
+{
+    float *v = &c->ns[bucket_of(rows)];
+    if (ns <= 0)
+        return;
+    double old = (double)*v;
+    if (old <= 0) {
+        *v = (float)ns;
+        return;
+    }
+    double now = ns > 2 * old ? 2 * old : ns < old / 2 ? old / 2 : ns;
+    *v = (float)(old + (now - old) * WEIGHT);
+}
+
+double cost_curve_at(const struct cost_curve *c, int rows)
+{
+    int b = bucket_of(rows), lo = b, hi = b;
+    while (lo >= 0 && c->ns[lo] <= 0)
+        lo--;
+    while (hi < COST_BUCKETS && c->ns[hi] <= 0)
+        hi++;
+    if (lo < 0)
+        return hi < COST_BUCKETS ? (double)c->ns[hi] : 0;
+    if (hi >= COST_BUCKETS || hi == lo)
+        return (double)c->ns[lo]; /* as if more rows were free: trying tells */
+    double share = (rows_of(b) - rows_of(lo)) / (rows_of(hi) - rows_of(lo));
+    return (double)c->ns[lo] + share * (double)(c->ns[hi] - c->ns[lo]);
+}
+
+/* ---- the choice ------------------------------------------------------------------------------ */
+
+int draft_level(float acceptance)
+{
+    int level = (int)(acceptance * DRAFT_LEVELS);
+    return level < 0 ? 0 : level >= DRAFT_LEVELS ? DRAFT_LEVELS - 1 : level;
+}
+
+static double acceptance_of(int level)
+{
+    return (level + 0.5) / DRAFT_LEVELS;
+}
+
+int draft_count(int threshold, int level, int max_tokens)
+{
+    double a = acceptance_of(level), p = a;
+    int n = 0;
+    for (; n < max_tokens && p >= (double)threshold_of[threshold]; p *= a)
+        n++;
+    return n;
+}
+
+/* Tokens a nanosecond if this threshold is used; *n_rows: guesses that it makes. */
+static double rate_of(const struct draft_cost *c, const struct draft_case *k, int threshold,
+                      double decode_ns, double base_ns, int *n_rows)
+{
+    double gain = 0;
+    int rows = 0, deepest = 0, n_seqs = 0;
+    for (int level = 0; level < DRAFT_LEVELS; level++) {
+        int n = k->level[level] ? draft_count(threshold, level, k->max_tokens) : 0;
+        double a = acceptance_of(level), each = a * (1 - pow(a, n)) / (1 - a);
+        gain += each * k->level[level];
+        rows += n * k->level[level];
+        n_seqs += n ? k->level[level] : 0;
+        deepest = n > deepest ? n : deepest;
+    }
+    *n_rows = rows;
+    if (rows > k->max_rows) { /* those who come last get none */
+        gain *= (double)k->max_rows / rows;
+        rows = k->max_rows;
+    }
+    double more = cost_curve_at(&c->step, k->n_rows + rows) - base_ns;
+    double ns = decode_ns + (more > 0 ? more : 0) + deepest * cost_curve_at(&c->call, n_seqs);
+    return (k->n_decodes + gain) / ns;
+}
+
+/* A step may hold prompts too; guesses are weighed by the time that they add to it, against the
+ * time that tokens cost in a step of decodes alone. */
+int draft_choose(struct draft_cost *c, const struct draft_case *k)
+{
+    double decode_ns = cost_curve_at(&c->step, k->n_decodes);
+    double base_ns = cost_curve_at(&c->step, k->n_rows);
+    if (k->max_rows <= 0 || k->n_decodes <= 0)
+        return DRAFT_NONE;
+    if (decode_ns <= 0)
+        decode_ns = base_ns = 1; /* nothing is known: the first step tells */
+    double without = k->n_decodes / decode_ns, best_rate = 0;
+    int best = DRAFT_NONE;
+    for (int t = 0; t < N_THRESHOLDS; t++) {
+        int n_rows;
+        double rate = rate_of(c, k, t, decode_ns, base_ns, &n_rows);
+        if (n_rows > 0 && rate > best_rate) {
+            best = t;
+            best_rate = rate;
+        }
+    }
+    if (best == DRAFT_NONE)
+        return DRAFT_NONE;
+    bool pays = best_rate > CLEARLY * without;
+    bool again = ++c->n_refused >= TRY_AGAIN && best_rate > TRY_LOSS * without;
+    if (!pays && !again)
+        return DRAFT_NONE;
+    c->n_refused = 0;
+    return best;
+}

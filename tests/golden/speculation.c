@@ -1,0 +1,369 @@
+/* Speculation on pebble through the public interface: tokens, text and logprobs are bit for bit
+ * those without it, greedy and sampled, whatever guesses, alone, beside 63 others, in small chunks,
+ * and when sequences drive each other out.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "core/metrics.h"
+#include "engine/engine.h"
+#include "support/golden.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { N = 64, MAX_NEW = 64, TOP = 3 };
+
+static struct golden *golden;
+static bool chosen[N];
+
+struct result {
+    int32_t token[MAX_NEW];
+    struct sl_logprob lp[MAX_NEW][TOP + 1];
+    char text[2048];
+    int n;
+    size_t bytes;
+    enum sl_finish finish;
+};
+
+static const struct method {
+    const char *name, *json;
+} methods[] = {
+    {"ngram", "{\"method\": \"ngram\", \"num_speculative_tokens\": 4, \"prompt_lookup_min\": 1, "
+              "\"prompt_lookup_max\": 4%s}"},
+};
+enum { N_METHODS = sizeof methods / sizeof *methods };
+
+static void choose(int stride, int max_prompt)
+{
+    for (int i = 0; i < N; i++)
+        chosen[i] = i % stride == 0 && golden[i].n_prompt <= max_prompt;
+}
+
+static struct sl_config config(enum sl_device device, enum sl_dtype dtype)
+{
+    struct sl_config cfg;
+    sl_config_init(&cfg);
+    cfg.model = "models/pebble";
+    cfg.device = device;
+    cfg.dtype = dtype;
+    cfg.threads = 1;
+    cfg.kv_cache_bytes = 256 << 20;
+    return cfg;
+}
+
+static struct sl_engine *start(const struct sl_config *cfg)
+{
+    struct sl_engine *e = NULL;
+    struct sl_err err = {0};
+    if (sl_engine_create(&e, cfg, &err))
+        fail_msg("no engine: %s", err.msg);
+    return e;
+}
+
+/* As many guesses as there can be, or as many as pay. */
+static struct sl_engine *start_with(struct sl_config cfg, const struct method *m, bool adaptive)
+{
+    char json[256];
+    snprintf(json, sizeof json, m->json, adaptive ? "" : ", \"adaptive\": false");
+    cfg.speculative_config = json;
+    return start(&cfg);
+}
+
+/* Every way to choose a token, and to end. */
+static struct sl_sampling_params mixed_params(int i)
+{
+    static const char *const stop[] = {"the", "\n\n"}, *const bad[] = {" you", " the"};
+    static const struct sl_logit_bias bias[] = {{300, 2.5f}, {16, -3}};
+    struct sl_sampling_params p;
+    sl_sampling_params_init(&p);
+    p.max_tokens = 24 + i % 25;
+    p.logprobs = TOP;
+    p.temperature = i % 3 ? 0.4f + 0.1f * (float)(i % 7) : 0;
+    p.top_p = i % 4 == 1 ? 0.9f : 1;
+    p.top_k = i % 8 == 3 ? 30 : 0;
+    p.min_p = i % 8 == 5 ? 0.05f : 0;
+    p.repetition_penalty = i % 5 ? 1 : 1.1f;
+    p.frequency_penalty = i % 7 ? 0 : 0.3f;
+    p.min_tokens = i % 6 == 2 ? 12 : 0;
+    p.stop = stop;
+    p.n_stop = i % 10 == 4 ? 2 : 0;
+    p.bad_words = bad;
+    p.n_bad_words = i % 9 == 4 ? 2 : 0;
+    p.logit_bias = bias;
+    p.n_logit_bias = i % 11 == 6 ? 2 : 0;
+    p.ignore_eos = i % 13 == 7;
+    p.has_seed = true;
+    p.seed = 1000 + i;
+    return p;
+}
+
+static struct sl_sampling_params greedy_params(int i)
+{
+    struct sl_sampling_params p;
+    (void)i;
+    sl_sampling_params_init(&p);
+    p.max_tokens = MAX_NEW;
+    p.logprobs = TOP;
+    p.temperature = 0;
+    return p;
+}
+
+typedef struct sl_sampling_params (*params_fn)(int i);
+
+static void collect(struct sl_request *r, struct result *out)
+{
+    const struct sl_output *o;
+    *out = (struct result){0};
+    while (sl_request_wait(r, 240000) == SL_OK && (o = sl_request_next(r))) {
+        for (int i = 0; i < o->n_tokens; i++, out->n++) {
+            assert_true(out->n < MAX_NEW);
+            assert_int_equal(o->logprobs[i].n, TOP + 1);
+            out->token[out->n] = o->tokens[i];
+            memcpy(out->lp[out->n], o->logprobs[i].entry, sizeof out->lp[0]);
+        }
+        assert_true(out->bytes + o->text_bytes < sizeof out->text);
+        memcpy(out->text + out->bytes, o->text, o->text_bytes);
+        out->bytes += o->text_bytes;
+        out->finish = o->finish;
+    }
+    assert_true(sl_request_done(r));
+    sl_request_release(&r);
+}
+
+static struct sl_request *submit(struct sl_engine *e, int i, params_fn params)
+{
+    struct sl_sampling_params p = params(i);
+    struct sl_input in = {.tokens = golden[i].prompt, .n_tokens = golden[i].n_prompt};
+    struct sl_request *r = NULL;
+    struct sl_err err = {0};
+    if (sl_submit(e, &in, &p, NULL, NULL, &r, &err))
+        fail_msg("%s: %s", golden[i].id, err.msg);
+    return r;
+}
+
+/* The chosen prompts, `width` at a time. */
+static void run(struct sl_engine *e, int width, params_fn params, struct result *out)
+{
+    struct sl_request *r[N];
+    int which[N], n = 0;
+    for (int i = 0; i < N; i++) {
+        if (chosen[i]) {
+            r[n] = submit(e, i, params);
+            which[n++] = i;
+        }
+        if (n < width && i + 1 < N)
+            continue;
+        for (int j = 0; j < n; j++)
+            collect(r[j], &out[which[j]]);
+        n = 0;
+    }
+}
+
+static struct result base[N], got[N];
+
+static void assert_base(const struct method *m, const char *what)
+{
+    for (int i = 0; i < N; i++) {
+        int at = 0;
+        if (!chosen[i] || memcmp(&got[i], &base[i], sizeof base[i]) == 0)
+            continue;
+        while (at < base[i].n && at < got[i].n &&
+               !memcmp(got[i].lp[at], base[i].lp[at], sizeof base[i].lp[at]))
+            at++;
+        fail_msg("%s, %s: prompt %d (%s) differs from token %d of %d on", m->name, what, i,
+                 golden[i].id, at, base[i].n);
+    }
+}
+
+static struct sl_draft_stats stats_of(const struct sl_engine *e)
+{
+    struct sl_draft_stats s;
+    sl_engine_draft_stats(e, &s);
+    return s;
+}
+
+static void report(const struct sl_engine *e, const struct method *m, const char *what)
+{
+    struct sl_draft_stats s = stats_of(e);
+    print_message("%s, %s: %llu of %llu guesses kept\n", m->name, what,
+                  (unsigned long long)s.n_accepted, (unsigned long long)s.n_draft_tokens);
+    assert_true(s.n_accepted > 0 && s.n_accepted <= s.n_draft_tokens);
+}
+
+/* Every golden prompt on one device: alone and 64 at a time. */
+static void compare(const struct sl_config *cfg, const struct method *m, params_fn params)
+{
+    static const int widths[] = {1, N};
+    for (int adaptive = 0; adaptive < 2; adaptive++)
+        for (int w = 0; w < 2; w++) {
+            struct sl_engine *e = start_with(*cfg, m, adaptive);
+            run(e, widths[w], params, got);
+            assert_base(m, w ? "64 at a time" : "one at a time");
+            if (!adaptive)
+                report(e, m, w ? "64 at a time" : "one at a time");
+            sl_engine_destroy(&e);
+        }
+}
+
+static void make_base(const struct sl_config *cfg, params_fn params)
+{
+    struct sl_engine *e = start(cfg);
+    run(e, N, params, base);
+    sl_engine_destroy(&e);
+}
+
+static void greedy(void **state)
+{
+    (void)state;
+    struct sl_config cfg = config(SL_DEVICE_CPU, SL_DTYPE_BF16);
+    choose(1, 4096);
+    make_base(&cfg, greedy_params);
+    for (int m = 0; m < N_METHODS; m++)
+        compare(&cfg, &methods[m], greedy_params);
+}
+
+static void sampled(void **state)
+{
+    (void)state;
+    struct sl_config cfg = config(SL_DEVICE_CPU, SL_DTYPE_F32);
+    choose(1, 4096);
+    make_base(&cfg, mixed_params);
+    for (int m = 0; m < N_METHODS; m++)
+        compare(&cfg, &methods[m], mixed_params);
+}
+
+static void on_ref(void **state)
+{
+    (void)state;
+    struct sl_config cfg = config(SL_DEVICE_REF, SL_DTYPE_F32);
+    choose(9, 60);
+    make_base(&cfg, mixed_params);
+    for (int m = 0; m < N_METHODS; m++) {
+        struct sl_engine *e = start_with(cfg, &methods[m], false);
+        run(e, N, mixed_params, got);
+        assert_base(&methods[m], "on ref");
+        sl_engine_destroy(&e);
+    }
+}
+
+/* Room for a few sequences at a time, and steps of 24 tokens; the cache is filled and hit. */
+static void preempted(void **state)
+{
+    (void)state;
+    struct sl_config cfg = config(SL_DEVICE_CPU, SL_DTYPE_BF16);
+    choose(1, 150);
+    make_base(&cfg, mixed_params);
+    cfg.num_blocks_override = 16;
+    cfg.max_model_len = 250;
+    for (int m = 0; m < N_METHODS; m++)
+        for (int caching = 0; caching < 2; caching++) {
+            cfg.enable_prefix_caching = caching;
+            cfg.max_num_batched_tokens = caching ? 24 : 0;
+            cfg.max_num_seqs = caching ? 24 : 0;
+            struct sl_engine *e = start_with(cfg, &methods[m], false);
+            for (int again = 0; again <= caching; again++) {
+                run(e, N, mixed_params, got);
+                assert_base(&methods[m], "after preemptions");
+            }
+            report(e, &methods[m], "after preemptions");
+            assert_true(metrics_counter(engine_metrics(e), M_PREEMPTIONS) > 0);
+            sl_engine_destroy(&e);
+        }
+}
+
+/* n choices fork from one prompt and are guessed for each by itself. */
+static void choices(void **state)
+{
+    (void)state;
+    struct sl_config cfg = config(SL_DEVICE_CPU, SL_DTYPE_BF16);
+    for (int m = 0; m < N_METHODS; m++) {
+        int32_t token[2][6][MAX_NEW];
+        int n_tokens[2][6] = {{0}};
+        for (int with = 0; with < 2; with++) {
+            struct sl_engine *e = with ? start_with(cfg, &methods[m], false) : start(&cfg);
+            struct sl_sampling_params p = mixed_params(1);
+            struct sl_input in = {.tokens = golden[5].prompt, .n_tokens = golden[5].n_prompt};
+            struct sl_request *r = NULL;
+            const struct sl_output *o;
+            p.n = 6;
+            assert_int_equal(sl_submit(e, &in, &p, NULL, NULL, &r, NULL), SL_OK);
+            while (sl_request_wait(r, 60000) == SL_OK && (o = sl_request_next(r)))
+                for (int i = 0; i < o->n_tokens; i++)
+                    token[with][o->index][n_tokens[with][o->index]++] = o->tokens[i];
+            sl_request_release(&r);
+            sl_engine_destroy(&e);
+        }
+        for (int c = 0; c < 6; c++) {
+            assert_int_equal(n_tokens[0][c], n_tokens[1][c]);
+            assert_memory_equal(token[0][c], token[1][c], (size_t)n_tokens[0][c] * sizeof(int32_t));
+        }
+    }
+}
+
+static void refuse(const char *json, const char *method, const char *why)
+{
+    struct sl_config cfg = config(SL_DEVICE_CPU, SL_DTYPE_BF16);
+    struct sl_engine *e = NULL;
+    struct sl_err err = {0};
+    cfg.speculative_config = json;
+    cfg.rejection_sample_method = method;
+    assert_int_not_equal(sl_engine_create(&e, &cfg, &err), SL_OK);
+    if (!strstr(err.msg, why))
+        fail_msg("%s: %s", json, err.msg);
+    assert_null(e);
+}
+
+static void refusals(void **state)
+{
+    (void)state;
+    refuse("[]", NULL, "must be a JSON object");
+    refuse("{", NULL, "must be a JSON object");
+    refuse("{}", NULL, "give a model or a method");
+    refuse("{\"method\": \"ngram\"}", NULL, "num_speculative_tokens must be provided");
+    refuse("{\"method\": \"ngram\", \"num_speculative_tokens\": 0}", NULL, "from 1 to 32");
+    refuse("{\"method\": \"ngram\", \"num_speculative_tokens\": 1e9}", NULL, "from 1 to 32");
+    refuse("{\"method\": \"ngram\", \"num_speculative_tokens\": 4, \"prompt_lookup_min\": 5, "
+           "\"prompt_lookup_max\": 2}",
+           NULL, "must not be greater than");
+    refuse("{\"method\": \"eagle\", \"num_speculative_tokens\": 4}", NULL, "'eagle' is not there");
+    refuse("{\"method\": \"magic\", \"num_speculative_tokens\": 4}", NULL, "'magic' is not known");
+    refuse("{\"method\": \"ngram\", \"num_speculative_tokens\": 4, \"colour\": 1}", NULL,
+           "unknown key 'colour'");
+    refuse("{\"method\": \"ngram\", \"num_speculative_tokens\": 4}", "guess", "'guess'");
+    refuse(NULL, "standard", "needs a speculative_config");
+    refuse("{\"method\": \"draft_model\", \"num_speculative_tokens\": 4}", NULL, "needs a model");
+}
+
+static int setup(void **state)
+{
+    int n;
+    (void)state;
+    log_set_level(LOG_ERROR);
+    golden = golden_load(&n);
+    return n != N;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    golden_free(&golden, N);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(greedy),    cmocka_unit_test(sampled), cmocka_unit_test(on_ref),
+        cmocka_unit_test(preempted), cmocka_unit_test(choices), cmocka_unit_test(refusals),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
