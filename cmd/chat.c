@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -38,6 +39,8 @@ struct chat {
     bool terminal; /* both ends are one */
     EditLine *edit;
     History *history;
+    struct termios before; /* how the terminal was, if has_before */
+    bool has_before;
     char *line; /* when there is no terminal */
     size_t capacity;
 };
@@ -52,9 +55,25 @@ static const char *prompt_text(EditLine *edit)
     return c && c->raw ? "| " : "> ";
 }
 
+/* Between prompts the terminal is in line mode. Two of its habits go, so that keys typed in that
+ * time do what they do at the prompt: Ctrl-D stays a character for the editor, not an end of input
+ * that is lost in the change of mode; Ctrl-C does not throw away what was printed. libedit sets the
+ * mode up again and again, so this follows each line. */
+static void keep_keys(void)
+{
+    struct termios t;
+    if (tcgetattr(STDIN_FILENO, &t) != 0)
+        return;
+    t.c_lflag |= NOFLSH;
+    t.c_cc[VEOF] = _POSIX_VDISABLE;
+    tcsetattr(STDIN_FILENO, TCSANOW, &t);
+}
+
 static void open_editor(struct chat *c)
 {
     HistEvent event;
+    c->has_before = tcgetattr(STDIN_FILENO, &c->before) == 0;
+    keep_keys();
     c->edit = el_init("sluice", stdin, stdout, stderr);
     c->history = history_init();
     if (!c->edit || !c->history)
@@ -68,6 +87,7 @@ static void open_editor(struct chat *c)
     el_set(c->edit, EL_EDITOR, "emacs");
     el_set(c->edit, EL_HIST, history, c->history);
     el_set(c->edit, EL_SIGNAL, 0);
+    el_set(c->edit, EL_SETTY, "-x", "+noflsh", NULL);
     el_source(c->edit, NULL); /* ~/.editrc */
 }
 
@@ -83,6 +103,8 @@ static void close_editor(struct chat *c)
         history_end(c->history);
     if (c->edit)
         el_end(c->edit);
+    if (c->has_before)
+        tcsetattr(STDIN_FILENO, TCSADRAIN, &c->before);
 }
 
 /* Without its newline; NULL at the end of input. The caller frees it. */
@@ -98,6 +120,7 @@ static char *read_one(struct chat *c)
         int n = 0;
         interrupted = 0;
         const char *line = el_gets(c->edit, &n);
+        keep_keys();
         if (!line && interrupted) { /* Ctrl-C while typing: a fresh line */
             el_reset(c->edit);
             fputc('\n', stdout);
