@@ -209,6 +209,7 @@ static void attention_row(struct bench *b, int n_seqs, int len, int q_len, enum 
 static void attentions(struct bench *b)
 {
     attention_row(b, 32, 2048, 1, W_BF16, "bf16");
+    attention_row(b, 32, 2048, 1, W_I8, "int8");
     attention_row(b, 1, 2048, 1, W_BF16, "bf16");
     attention_row(b, 1, 512, 512, W_BF16, "bf16");
     attention_row(b, 1, 2048, 512, W_BF16, "bf16");

@@ -26,6 +26,7 @@ struct subject {
     int n_tokens; /* of the sequence under test */
     int max_tokens;
     const char *model; /* NULL: pebble */
+    const char *kv_cache_dtype;
 };
 
 /* Logits that a run gives, [n_tokens][vocab]. */
@@ -50,6 +51,7 @@ static struct drive *open_subject(const struct subject *s, int threads)
                              .model = s->model ? s->model : "models/pebble",
                              .dtype = s->dtype,
                              .quantization = s->quantization,
+                             .kv_cache_dtype = s->kv_cache_dtype,
                              .hf_overrides = s->overrides,
                              .load_format = s->overrides ? SL_LOAD_DUMMY : SL_LOAD_AUTO,
                              .threads = threads,
@@ -184,22 +186,24 @@ static const char biased[] =
 static void reference(void **state)
 {
     (void)state;
-    check(&(struct subject){"ref", SL_DTYPE_F32, NULL, NULL, 24, 160, NULL});
-    check(&(struct subject){"ref", SL_DTYPE_BF16, NULL, windowed, 40, 160, NULL});
+    check(&(struct subject){"ref", SL_DTYPE_F32, NULL, NULL, 24, 160, NULL, NULL});
+    check(&(struct subject){"ref", SL_DTYPE_BF16, NULL, windowed, 40, 160, NULL, NULL});
 }
 
 static void cpu(void **state)
 {
     (void)state;
     static const struct subject subjects[] = {
-        {"cpu", SL_DTYPE_F32, NULL, NULL, 300, 512, NULL},
-        {"cpu", SL_DTYPE_BF16, NULL, NULL, 530, 640, NULL},
-        {"cpu", SL_DTYPE_F16, NULL, NULL, 130, 512, NULL},
-        {"cpu", SL_DTYPE_BF16, "int8", NULL, 130, 512, NULL},
-        {"cpu", SL_DTYPE_BF16, "int4", NULL, 130, 512, NULL},
-        {"cpu", SL_DTYPE_F32, NULL, windowed, 300, 512, NULL},
-        {"cpu", SL_DTYPE_BF16, NULL, windowed, 300, 512, NULL},
-        {"cpu", SL_DTYPE_BF16, NULL, biased, 300, 512, NULL},
+        {"cpu", SL_DTYPE_F32, NULL, NULL, 300, 512, NULL, NULL},
+        {"cpu", SL_DTYPE_BF16, NULL, NULL, 530, 640, NULL, NULL},
+        {"cpu", SL_DTYPE_F16, NULL, NULL, 130, 512, NULL, NULL},
+        {"cpu", SL_DTYPE_BF16, "int8", NULL, 130, 512, NULL, NULL},
+        {"cpu", SL_DTYPE_BF16, "int4", NULL, 130, 512, NULL, NULL},
+        {"cpu", SL_DTYPE_BF16, NULL, NULL, 300, 512, NULL, "int8"},
+        {"cpu", SL_DTYPE_BF16, "int4", windowed, 300, 512, NULL, "int8"},
+        {"cpu", SL_DTYPE_F32, NULL, windowed, 300, 512, NULL, NULL},
+        {"cpu", SL_DTYPE_BF16, NULL, windowed, 300, 512, NULL, NULL},
+        {"cpu", SL_DTYPE_BF16, NULL, biased, 300, 512, NULL, NULL},
     };
     static const char *const kinds[] = {"mixtral", "qwen2-moe",         "falcon-rw", "gpt2",
                                         "gemma2",  "stablelm-parallel", "olmo2",     "neox"};
@@ -214,8 +218,8 @@ static void cpu(void **state)
         for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
             char model[64];
             snprintf(model, sizeof model, "tests/golden/families/%s", kinds[i]);
-            check(&(struct subject){"cpu", SL_DTYPE_F32, NULL, NULL, 100, 256, model});
-            check(&(struct subject){"cpu", SL_DTYPE_BF16, NULL, NULL, 100, 256, model});
+            check(&(struct subject){"cpu", SL_DTYPE_F32, NULL, NULL, 100, 256, model, NULL});
+            check(&(struct subject){"cpu", SL_DTYPE_BF16, NULL, NULL, 100, 256, model, NULL});
         }
     }
 }

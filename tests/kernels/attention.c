@@ -181,16 +181,26 @@ static void compute(struct world *w, int threads, int q_len, bool together)
 
 /* ---- against the plain loop ----------------------------------------------------------------- */
 
-static float as_stored(float v, enum wformat kv)
+/* One head's K or V at one position, as the cache keeps it. */
+static void as_stored(double *out, const float *v, int hd, enum wformat kv)
 {
-    return kv == W_F16 ? f16_f32(f32_f16(v)) : kv == W_BF16 ? bf16_f32(f32_bf16(v)) : v;
+    float max = 0;
+    for (int i = 0; i < hd; i++)
+        max = fmaxf(max, fabsf(v[i]));
+    for (int i = 0; i < hd; i++)
+        out[i] = kv == W_F16    ? f16_f32(f32_f16(v[i]))
+                 : kv == W_BF16 ? bf16_f32(f32_bf16(v[i]))
+                 : kv == W_I8   ? rintf(v[i] * (127 / max)) * (max / 127)
+                                : v[i];
 }
 
-/* One row, one head; magnitude: sum of p |v| per dim, what errors of p are relative to. */
+/* One row, one head; magnitude: sum of p |v| per dim, what errors of p are relative to. For i8 that
+ * is the largest |v| as well: p is rounded to 16 bits of its largest. */
 static void plain_row(const struct world *w, int s, int pos, int head, double *out, double *mag)
 {
     const struct attn_spec *a = &w->s.a;
     static double p[MAX_LEN];
+    double kept[512], top = 0;
     int hd = a->head_dim, kv_head = head / (a->n_heads / a->n_kv_heads);
     int lo = a->window && pos >= a->window ? pos - a->window + 1 : 0;
     int hi = a->causal ? pos + 1 : w->len[s];
@@ -199,8 +209,9 @@ static void plain_row(const struct world *w, int s, int pos, int head, double *o
     for (int i = lo; i < hi; i++) {
         const float *k = w->in[s] + (size_t)i * w->width + (size_t)(a->n_heads + kv_head) * hd;
         p[i] = 0;
+        as_stored(kept, k, hd, w->s.kv);
         for (int d = 0; d < hd; d++)
-            p[i] += (double)q[d] * as_stored(k[d], w->s.kv);
+            p[i] += (double)q[d] * kept[d];
         p[i] *= a->scale;
         if (a->softcap != 0)
             p[i] = a->softcap * tanh(p[i] / a->softcap);
@@ -215,14 +226,16 @@ static void plain_row(const struct world *w, int s, int pos, int head, double *o
             w->in[s] + (size_t)i * w->width + (size_t)(a->n_heads + a->n_kv_heads + kv_head) * hd;
         p[i] = exp(p[i] - max);
         sum += p[i];
+        as_stored(kept, v, hd, w->s.kv);
         for (int d = 0; d < hd; d++) {
-            out[d] += p[i] * as_stored(v[d], w->s.kv);
+            out[d] += p[i] * kept[d];
             mag[d] += p[i] * fabs(v[d]);
+            top = fmax(top, fabs(v[d]));
         }
     }
     for (int d = 0; d < hd; d++) {
         out[d] /= sum;
-        mag[d] /= sum;
+        mag[d] = mag[d] / sum + (w->s.kv == W_I8 ? top : 0);
     }
 }
 
@@ -231,8 +244,11 @@ static void check_against_plain(const struct world *w, enum cpu_isa isa)
     double want[512], mag[512];
     const struct attn_spec *a = &w->s.a;
     /* Probabilities are rounded to bf16 where bf16 is multiplied; else only f32 rounding, of scores
-     * up to about 20 too, whose error the exponential passes on. */
-    double eps = w->s.kv == W_BF16 && isa >= ISA_AVX512 ? 0x1p-8 : 64 * FLT_EPSILON;
+     * up to about 20 too, whose error the exponential passes on. i8: queries and probabilities in
+     * 16 bits, whose errors add up over 256 positions as their root. */
+    double eps = w->s.kv == W_I8                          ? 0x1p-11
+                 : w->s.kv == W_BF16 && isa >= ISA_AVX512 ? 0x1p-8
+                                                          : 64 * FLT_EPSILON;
     for (int s = 0; s < w->n_seqs; s++) {
         for (int pos = 0; pos < w->len[s]; pos += pos < 40 ? 1 : 37) {
             for (int h = 0; h < a->n_heads; h++) {
@@ -264,7 +280,9 @@ static void matches_plain(void **state)
         {2, 2, 128, 32, 0, W_F16, 0, false, false},  {3, 1, 80, 8, 0, W_BF16, 0, false, false},
         {8, 8, 40, 1, 0, W_BF16, 0, true, false},    {4, 2, 96, 24, 50, W_BF16, 30, false, false},
         {4, 2, 16, 128, 300, W_F32, 0, true, false}, {5, 1, 64, 4, 33, W_F16, 0, false, false},
-        {2, 1, 256, 16, 0, W_BF16, 50, false, true},
+        {2, 1, 256, 16, 0, W_BF16, 50, false, true}, {4, 1, 64, 16, 0, W_I8, 0, false, false},
+        {6, 2, 80, 24, 50, W_I8, 30, false, false},  {3, 1, 40, 1, 0, W_I8, 0, true, false},
+        {2, 1, 512, 16, 0, W_I8, 0, false, true},
     };
     EACH_ISA(isa, ISA_PLAIN)
     {
@@ -308,15 +326,13 @@ static void rows_do_not_see_their_step(void **state)
     static const struct {
         int heads, kv_heads, hd, block, window;
         enum wformat kv;
-    } c[] = {{4, 1, 64, 16, 0, W_BF16},
-             {6, 2, 32, 16, 100, W_BF16},
-             {2, 1, 48, 8, 0, W_F32},
-             {4, 4, 16, 32, 0, W_F16}};
+    } c[] = {{4, 1, 64, 16, 0, W_BF16}, {6, 2, 32, 16, 100, W_BF16}, {2, 1, 48, 8, 0, W_F32},
+             {4, 4, 16, 32, 0, W_F16},  {4, 1, 64, 16, 0, W_I8},     {3, 1, 48, 8, 100, W_I8}};
     EACH_ISA(isa, ISA_PLAIN)
     {
         const char *name = cpu_isa_name(isa);
         assert_true(cpu_isa_limit(name));
-        for (int i = 0; i < 4; i++) {
+        for (int i = 0; i < 6; i++) {
             struct world w = {.n_seqs = 2, .len = {isa ? 601 : 300, 77}};
             w.s = (struct shape){
                 .block_size = c[i].block, .kv = c[i].kv, .rope = true, .norms = i % 2};
@@ -380,7 +396,7 @@ static void later_tokens_are_not_seen(void **state)
     EACH_ISA(isa, ISA_PLAIN)
     {
         assert_true(cpu_isa_limit(cpu_isa_name(isa)));
-        for (int kv = W_F32; kv <= W_BF16; kv++) {
+        for (int kv = W_F32; kv <= W_I8; kv++) {
             poison_last(kv, 75);
             poison_last(kv, 76);
         }

@@ -28,9 +28,10 @@ struct partial {
 
 /* What a thread needs for an item; carved from attn_threads. */
 struct room {
-    char *q;         /* [ATTN_ROWS] packed queries */
-    float *s;        /* [ATTN_ROWS][ATTN_CHUNK] scores, then probabilities in place */
-    char *regrouped; /* K and V tiles of a chunk, for odd block sizes */
+    char *q;                /* [ATTN_ROWS] packed queries */
+    float scale[ATTN_ROWS]; /* i8 KV: of the queries */
+    float *s;               /* [ATTN_ROWS][ATTN_CHUNK] scores, then probabilities in place */
+    char *regrouped;        /* K and V tiles of a chunk, for odd block sizes */
     struct partial part, total;
 };
 
@@ -43,7 +44,7 @@ struct attn {
     int group_heads; /* query heads a KV head */
     int item_rows;   /* query rows an item has at most */
     size_t q_stride; /* bytes of a packed query */
-    bool p_bf16;
+    bool p_bf16, i8;
     const int32_t *first_item; /* [n_seqs + 1] */
     int n_items;
     /* split mode */
@@ -205,6 +206,11 @@ static void pack_queries(const struct attn *t, const struct item *it, struct roo
         int head = it->kv_head * t->group_heads + c % t->group_heads;
         const float *q = t->qkv + row * row_len + (size_t)head * a->head_dim;
         char *out = m->q + r * t->q_stride;
+        m->scale[r] = 1;
+        if (t->i8) {
+            t->d->k.to_i16((int16_t *)out, &m->scale[r], q, a->head_dim, t->g->hd_pad);
+            continue;
+        }
         if (t->p_bf16) {
             t->d->k.to_bf16((uint16_t *)out, q, a->head_dim, t->g->hd_pad);
             continue;
@@ -214,12 +220,18 @@ static void pack_queries(const struct attn *t, const struct item *it, struct roo
     }
 }
 
-/* Copies one position between tiles; the granule is a pair for bf16, else a single value. */
+static void copy_scale(const struct attn *t, char *to_tile, int to, const char *from_tile, int from)
+{
+    size_t at = i8_scale_at(t->g->hd_pad), size = sizeof(float);
+    memcpy(to_tile + at + to * size, from_tile + at + from * size, size);
+}
+
+/* Copies one position between tiles; the granule is a pair for bf16 and i8, else one value. */
 static void regroup_position(const struct attn *t, char *k_to, char *v_to, int to,
                              const char *k_from, const char *v_from, int from)
 {
-    int hd = t->g->hd_pad, f32 = t->d->kv.format == W_F32, pair = t->d->kv.format == W_BF16;
-    size_t granule = f32 || pair ? 4 : 2;
+    int hd = t->g->hd_pad, pair = t->d->kv.format == W_BF16 || t->i8;
+    size_t size = t->i8 ? 1 : t->d->kv.format == W_F32 ? 4 : 2, granule = pair ? 2 * size : size;
     for (int i = 0; i < (pair ? hd / 2 : hd); i++)
         memcpy(k_to + (size_t)(i * TILE_POS + to) * granule,
                k_from + (size_t)(i * TILE_POS + from) * granule, granule);
@@ -229,8 +241,12 @@ static void regroup_position(const struct attn *t, char *k_to, char *v_to, int t
         return;
     }
     for (int i = 0; i < hd; i++)
-        memcpy(v_to + (size_t)((to / 2 * hd + i) * 2 + to % 2) * 2,
-               v_from + (size_t)((from / 2 * hd + i) * 2 + from % 2) * 2, 2);
+        memcpy(v_to + (size_t)((to / 2 * hd + i) * 2 + to % 2) * size,
+               v_from + (size_t)((from / 2 * hd + i) * 2 + from % 2) * size, size);
+    if (!t->i8)
+        return;
+    copy_scale(t, k_to, to, k_from, from);
+    copy_scale(t, v_to, to, v_from, from);
 }
 
 /* K tiles of positions [pos, end), pos a multiple of TILE_POS, in blocks of whole tiles. Divides
@@ -315,17 +331,31 @@ static void softmax_rows(const struct attn *t, const struct item *it, int chunk,
                          const struct span *sp, struct room *m, struct partial *p)
 {
     const struct batch *b = t->d->batch;
-    struct softmax sm = {.scale = t->a->scale, .softcap = t->a->softcap};
+    struct softmax sm = {.softcap = t->a->softcap};
     for (int r = sp->r0; r < sp->r1; r++) {
         float *s = m->s + (size_t)r * ATTN_CHUNK;
         sm.lo = sp->row_lo[r];
         sm.hi = sp->row_hi[r];
+        sm.scale = t->a->scale * m->scale[r];
         if (t->a->alibi) {
             int c = it->first + r, row = b->q_start[it->seq] + c / t->group_heads;
             sm.alibi = t->a->alibi[it->kv_head * t->group_heads + c % t->group_heads];
             sm.alibi_first = chunk * ATTN_CHUNK - b->pos[row];
         }
         t->d->k.softmax(s, t->p_bf16, &p->max[r], &p->sum[r], s, &sm);
+    }
+}
+
+/* i8: probabilities times the scales of V become s16, in place; gives what undoes it. */
+static void quantize_rows(const struct attn *t, const struct span *sp, struct room *m,
+                          const void *const *v, float *scale)
+{
+    for (int r = sp->r0; r < sp->r1; r++) {
+        float *p = m->s + (size_t)r * ATTN_CHUNK;
+        int lo = sp->row_lo[r], hi = sp->row_hi[r], from = lo / TILE_POS * TILE_POS;
+        int end = (hi + TILE_POS - 1) / TILE_POS * TILE_POS;
+        t->d->k.times_scales(p, v, t->g->hd_pad, lo, hi);
+        t->d->k.to_i16((int16_t *)(void *)p + from, &scale[r], p + from, end - from, end - from);
     }
 }
 
@@ -416,7 +446,12 @@ static bool compute_chunk(const struct attn *t, const struct item *it, int chunk
                                 sp->r1 - sp->r0, &kt, n_tiles, hd);
     softmax_rows(t, it, chunk, sp, m, p);
     memset(p->o + (size_t)sp->r0 * hd, 0, (size_t)(sp->r1 - sp->r0) * hd * sizeof(float));
+    float scale[ATTN_ROWS];
+    if (t->i8)
+        quantize_rows(t, sp, m, v, scale);
     weigh_values(&(struct values){t, m, p, &vt}, sp);
+    for (int r = sp->r0; t->i8 && r < sp->r1; r++)
+        t->d->k.from_i32(p->o + (size_t)r * hd, scale[r], hd);
     return true;
 }
 
@@ -537,7 +572,8 @@ void cpu_attention(struct device *d, void *out, const void *qkv, const struct at
     t.group_heads = group_heads;
     t.item_rows = group_heads <= ATTN_ROWS ? ATTN_ROWS / group_heads * group_heads : ATTN_ROWS;
     t.p_bf16 = d->kv.format == W_BF16 && d->k.x_bf16;
-    t.q_stride = (size_t)t.g->hd_pad * (t.p_bf16 ? 2 : 4);
+    t.i8 = d->kv.format == W_I8;
+    t.q_stride = (size_t)t.g->hd_pad * (t.p_bf16 || t.i8 ? 2 : 4);
     list_items(&t);
     if (t.n_items && threads > 1 && t.n_items < SPLIT_ITEMS * threads)
         split_items(&t);

@@ -3,12 +3,24 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/mac_avx2.h"
 
+INLINE bool is_pair(enum wformat f)
+{
+    return f == W_BF16 || f == MAC_I8_PAIRS;
+}
+
 INLINE void qk_rows(float *s, size_t s_stride, const char *q, size_t q_stride, const char *tile,
                     int hd, enum wformat f, const int rows)
 {
     __m256 acc[MAC_ROWS][MAC_VECS];
     mac_start(acc, NULL, 0, true, rows, 2);
-    mac_tile(acc, q, q_stride, tile, 2 * mac_bytes(f), f == W_BF16 ? hd / 2 : hd, f, rows, 2);
+    mac_tile(acc, q, q_stride, tile, 2 * mac_bytes(f), is_pair(f) ? hd / 2 : hd, f, rows, 2);
+    UNROLL
+    for (int r = 0; r < rows && f == MAC_I8_PAIRS; r++)
+        UNROLL
+    for (int j = 0; j < 2; j++) {
+        __m256 scale = _mm256_loadu_ps((const float *)(tile + i8_scale_at(hd)) + 8 * j);
+        acc[r][j] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_castps_si256(acc[r][j])), scale);
+    }
     mac_store(s, s_stride, acc, rows, 2);
 }
 
@@ -27,10 +39,15 @@ INLINE void qk_all(float *s, size_t s_stride, const void *q, size_t q_stride, in
 
 /* Single positions at the ends of bf16 pairs take the half of the pair that counts. */
 INLINE void pv_position(__m256 acc[MAC_ROWS][MAC_VECS], const char *p, size_t p_stride,
-                        const char *v, bool odd, const int rows, const int vecs)
+                        const char *v, bool odd, enum wformat f, const int rows, const int vecs)
 {
+    int32_t keep = odd ? (int32_t)0xffff0000u : 0xffff; /* of x: W may be anything there */
     UNROLL
     for (int j = 0; j < vecs; j++) {
+        if (f == MAC_I8_PAIRS) {
+            mac_i8_rows(acc, p, p_stride, load_i8(v + 16 * j), keep, rows, j);
+            continue;
+        }
         __m256i pair = _mm256_loadu_si256((const __m256i *)(v + 32 * j));
         mac_rows(acc, p, p_stride, odd ? odd_bf16(pair) : even_bf16(pair), rows, j);
     }
@@ -40,7 +57,8 @@ INLINE void pv_block(float *o, size_t o_stride, const char *p, size_t p_stride,
                      const struct tiles *v, int lo, int hi, int hd, int dim, enum wformat f,
                      const int rows, const int vecs)
 {
-    const int pair = f == W_BF16 ? 2 : 1;
+    const int pair = is_pair(f) ? 2 : 1;
+    const size_t x_bytes = f == MAC_I8_PAIRS ? 2 : 4;
     const size_t step = (size_t)hd / 8 * mac_bytes(f), offset = (size_t)dim / 8 * mac_bytes(f);
     __m256 acc[MAC_ROWS][MAC_VECS];
     mac_start(acc, o + dim, o_stride, false, rows, vecs);
@@ -51,11 +69,12 @@ INLINE void pv_block(float *o, size_t o_stride, const char *p, size_t p_stride,
         n = left < room ? left : room;
         if (pair == 2 && (i % 2 || n == 1)) {
             n = 1;
-            pv_position(acc, p + (size_t)i * 4, p_stride, w, i % 2, rows, vecs);
+            size_t at = f == MAC_I8_PAIRS ? (size_t)(i / 2) * 4 : (size_t)i * 4;
+            pv_position(acc, p + at, p_stride, w, i % 2, f, rows, vecs);
             continue;
         }
         n -= n % pair;
-        mac_tile(acc, p + (size_t)i * 4, p_stride, w, step, n / pair, f, rows, vecs);
+        mac_tile(acc, p + (size_t)i * x_bytes, p_stride, w, step, n / pair, f, rows, vecs);
     }
     mac_store(o + dim, o_stride, acc, rows, vecs);
 }
@@ -87,12 +106,15 @@ INLINE void pv_all(float *o, size_t o_stride, const void *p, size_t p_stride, in
 ATTENTION(f32, W_F32)
 ATTENTION(f16, W_F16)
 ATTENTION(bf16, W_BF16)
+ATTENTION(i8, MAC_I8_PAIRS)
 
 void attn_avx2_fill(struct cpu_kernels *k)
 {
     k->qk[W_F32] = qk_f32_avx2;
     k->qk[W_F16] = qk_f16_avx2;
     k->qk[W_BF16] = qk_bf16_avx2;
+    k->qk[W_I8] = qk_i8_avx2;
+    k->pv[W_I8] = pv_i8_avx2;
     k->pv[W_F32] = pv_f32_avx2;
     k->pv[W_F16] = pv_f16_avx2;
     k->pv[W_BF16] = pv_bf16_avx2;

@@ -3,6 +3,27 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/mac_avx512.h"
 
+INLINE bool is_pair(enum wformat f)
+{
+    return f == W_BF16 || f == MAC_I8_PAIRS;
+}
+
+/* Scores of i8 K: each position's scale. */
+INLINE void qk_scale(__m512i acc[MAC_ROWS][MAC_VECS], const char *const w[MAC_VECS],
+                     const ptrdiff_t to[MAC_VECS], bool ahead, int hd, const int rows)
+{
+    UNROLL
+    for (int j = 0; j < MAC_VECS; j++) {
+        const char *at = w[j] + i8_scale_at(hd);
+        __m512 scale = _mm512_loadu_ps((const float *)at);
+        if (ahead)
+            _mm_prefetch(at + to[j], _MM_HINT_T1);
+        UNROLL
+        for (int r = 0; r < rows; r++)
+            acc[r][j] = _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][j]), scale));
+    }
+}
+
 /* Four tiles; a missing one repeats the last and is not stored. */
 INLINE void qk_block(float *s, size_t s_stride, const char *q, size_t q_stride,
                      const struct tiles *k, int t, int n_tiles, int hd, enum wformat f, bool ahead,
@@ -18,11 +39,13 @@ INLINE void qk_block(float *s, size_t s_stride, const char *q, size_t q_stride,
         to[j] = ahead ? (const char *)k->ahead[i] - w[j] : 0;
     }
     mac_start(acc, NULL, 0, true, rows, MAC_VECS);
-    int steps = f == W_BF16 ? hd / 2 : hd;
+    int steps = is_pair(f) ? hd / 2 : hd;
     if (ahead)
         mac_tile_ahead(acc, q, q_stride, w, mac_bytes(f), steps, f, to, rows, MAC_VECS);
     else
         mac_tile(acc, q, q_stride, w, mac_bytes(f), steps, f, rows, MAC_VECS);
+    if (f == MAC_I8_PAIRS)
+        qk_scale(acc, w, to, ahead, hd, rows);
     UNROLL
     for (int r = 0; r < rows; r++)
         UNROLL
@@ -48,16 +71,17 @@ INLINE void qk_all(float *s, size_t s_stride, const void *q, size_t q_stride, in
 
 /* A pair of positions of which only one counts: the other's p and V may be anything. */
 INLINE void pv_half_pair(__m512i acc[MAC_ROWS][MAC_VECS], const char *p, size_t p_stride,
-                         const char *v, uint32_t keep, const int rows, const int vecs)
+                         const char *v, uint32_t keep, enum wformat f, const int rows,
+                         const int vecs)
 {
     __m512i mask = _mm512_set1_epi32((int)keep);
     UNROLL
     for (int j = 0; j < vecs; j++) {
-        __m512i w = _mm512_and_si512(_mm512_loadu_si512(v + 64 * j), mask);
+        __m512i w = _mm512_and_si512(mac_load(v + (size_t)j * mac_bytes(f), f), mask);
         UNROLL
         for (int r = 0; r < rows; r++)
             acc[r][j] =
-                mac(acc[r][j], _mm512_and_si512(mac_broadcast(p + r * p_stride), mask), w, W_BF16);
+                mac(acc[r][j], _mm512_and_si512(mac_broadcast(p + r * p_stride), mask), w, f);
     }
 }
 
@@ -66,7 +90,7 @@ INLINE void pv_block(float *o, size_t o_stride, const char *p, size_t p_stride,
                      const struct tiles *v, int lo, int hi, int hd, int dim, enum wformat f,
                      bool ahead, const int rows, const int vecs)
 {
-    const int pair = f == W_BF16 ? 2 : 1, tile_steps = TILE_POS / pair;
+    const int pair = is_pair(f) ? 2 : 1, tile_steps = TILE_POS / pair;
     const size_t step = (size_t)hd / 16 * mac_bytes(f), offset = (size_t)dim / 16 * mac_bytes(f);
     __m512i acc[MAC_ROWS][MAC_VECS];
     mac_start(acc, o + dim, o_stride, false, rows, vecs);
@@ -74,7 +98,7 @@ INLINE void pv_block(float *o, size_t o_stride, const char *p, size_t p_stride,
     if (pair == 2 && lo % 2) {
         const char *w = (const char *)v->tile[lo / TILE_POS] + offset;
         pv_half_pair(acc, p + (size_t)(lo / 2) * 4, p_stride,
-                     w + (size_t)(lo % TILE_POS / 2) * step, 0xffff0000u, rows, vecs);
+                     w + (size_t)(lo % TILE_POS / 2) * step, 0xffff0000u, f, rows, vecs);
     }
     for (int n; i < end; i += n) {
         int t = i / tile_steps, first = i % tile_steps;
@@ -93,7 +117,7 @@ INLINE void pv_block(float *o, size_t o_stride, const char *p, size_t p_stride,
     if (pair == 2 && hi % 2 && hi > lo) {
         const char *w = (const char *)v->tile[hi / TILE_POS] + offset;
         pv_half_pair(acc, p + (size_t)(hi / 2) * 4, p_stride,
-                     w + (size_t)(hi % TILE_POS / 2) * step, 0x0000ffffu, rows, vecs);
+                     w + (size_t)(hi % TILE_POS / 2) * step, 0x0000ffffu, f, rows, vecs);
     }
     mac_store(o + dim, o_stride, acc, rows, vecs);
 }
@@ -131,12 +155,15 @@ INLINE void pv_all(float *o, size_t o_stride, const void *p, size_t p_stride, in
 ATTENTION(f32, W_F32)
 ATTENTION(f16, W_F16)
 ATTENTION(bf16, W_BF16)
+ATTENTION(i8, MAC_I8_PAIRS)
 
 void attn_avx512_fill(struct cpu_kernels *k)
 {
     k->qk[W_F32] = qk_f32_avx512;
     k->qk[W_F16] = qk_f16_avx512;
     k->qk[W_BF16] = qk_bf16_avx512;
+    k->qk[W_I8] = qk_i8_avx512;
+    k->pv[W_I8] = pv_i8_avx512;
     k->pv[W_F32] = pv_f32_avx512;
     k->pv[W_F16] = pv_f16_avx512;
     k->pv[W_BF16] = pv_bf16_avx512;

@@ -24,6 +24,9 @@
  *     K tile: [hd/granule][16 positions][granule]        (scores: outputs are positions, k is hd)
  *     V tile: [16 positions/granule][hd][granule]        (values: outputs are dims, k is positions)
  * with the granules of the float formats above, so one inner loop serves all three products.
+ * i8 tiles have granule 2 and are followed by 16 f32 scales, one a position. They meet s16:
+ * queries, and probabilities times the scales of V, each row rounded to 16 bits of its largest; 512
+ * dims or 256 positions of such products fit int32, whose sums are exact in any order.
  *
  * Pointers to packed data are 64-byte aligned. Thread: the table is constant once filled.
  *
@@ -65,13 +68,19 @@ struct tiles {
     const void *const *tile, *const *ahead;
 };
 
-/* s[rows, n_tiles * 16] = Q[rows, hd] K^T. q: f32, or bf16 where x_bf16. */
+/* s[rows, n_tiles * 16] = Q[rows, hd] K^T. q: f32, or bf16 where x_bf16; s16 for i8 K. */
 typedef void (*qk_fn)(float *s, size_t s_stride, const void *q, size_t q_stride, int rows,
                       const struct tiles *k, int n_tiles, int hd);
 /* o[rows, hd] += P[rows, lo .. hi) V; positions count from the first tile. p: as q above; p of
- * positions outside [lo, hi) is not read, V there is not used (it may be anything). */
+ * positions outside [lo, hi) is not read, V there is not used (it may be anything). i8 V: o is
+ * int32, and the scales of V are in p already. */
 typedef void (*pv_fn)(float *o, size_t o_stride, const void *p, size_t p_stride, int rows,
                       const struct tiles *v, int lo, int hi, int hd);
+
+static inline size_t i8_scale_at(int hd) /* of an i8 tile's scales, in bytes */
+{
+    return (size_t)TILE_POS * (size_t)hd;
+}
 
 /* What softmax does to one row of one chunk before the exponential. Scores and their maximum are in
  * units of log2(e): 2^x costs less than e^x. */
@@ -124,12 +133,18 @@ struct cpu_kernels {
     void (*act)(float *y, const float *x, const float *up, enum act_kind kind, int n);
     void (*softcap)(float *x, float scale, float cap, int n); /* x * scale, capped if cap */
 
-    qk_fn qk[N_FORMATS]; /* by KV format: W_F32, W_F16, W_BF16 */
+    qk_fn qk[N_FORMATS]; /* by KV format: W_F32, W_F16, W_BF16, W_I8 */
     pv_fn pv[N_FORMATS];
     /* p[i] = 2^(s[i] - max), 0 outside [lo, hi), for the tiles that [lo, hi) touches; in f32, or
      * bf16 when p_bf16. Gives max and the sum of p. NaN in, NaN out. */
     void (*softmax)(void *p, bool p_bf16, float *max, float *sum, float *s,
                     const struct softmax *a);
+    /* q = round(x / scale) in [-32767, 32767], zeros from n on; scale = max|x| / 32767 (NaN if x
+     * has NaN or Inf). n_pad % 16 == 0. q may lie at or before x in the same memory. */
+    void (*to_i16)(int16_t *q, float *scale, const float *x, int n, int n_pad);
+    /* p[i] *= scale of position i of i8 tiles, for the tiles that [lo, hi) touches; 0 outside. */
+    void (*times_scales)(float *p, const void *const *tile, int hd, int lo, int hi);
+    void (*from_i32)(float *o, float scale, int n); /* o holds int32: o = o * scale */
     /* Adds a chunk's (max, sum, o) to the running one: both rescaled to the larger max. */
     void (*combine)(float *o, float *max, float *sum, const float *o2, float max2, float sum2,
                     int n);

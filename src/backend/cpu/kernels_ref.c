@@ -264,6 +264,77 @@ static void pv_float(float *o, size_t o_stride, const void *p, size_t p_stride, 
     }
 }
 
+static int i8_element(const void *tile, int width, int k, int col)
+{
+    return ((const int8_t *)tile)[((size_t)(k / 2) * width + col) * 2 + k % 2];
+}
+
+static float i8_scale(const void *tile, int hd, int pos)
+{
+    float s;
+    memcpy(&s, (const char *)tile + i8_scale_at(hd) + pos * sizeof s, sizeof s);
+    return s;
+}
+
+static void qk_i8_ref(float *s, size_t s_stride, const void *q, size_t q_stride, int rows,
+                      const struct tiles *k, int n_tiles, int hd)
+{
+    for (int r = 0; r < rows; r++) {
+        const int16_t *x = (const int16_t *)((const char *)q + r * q_stride);
+        for (int p = 0; p < n_tiles * TILE_POS; p++) {
+            const void *tile = k->tile[p / TILE_POS];
+            int32_t sum = 0;
+            for (int d = 0; d < hd; d++)
+                sum += x[d] * i8_element(tile, TILE_POS, d, p % TILE_POS);
+            s[r * s_stride + p] = (float)sum * i8_scale(tile, hd, p % TILE_POS);
+        }
+    }
+}
+
+static void pv_i8_ref(float *o, size_t o_stride, const void *p, size_t p_stride, int rows,
+                      const struct tiles *v, int lo, int hi, int hd)
+{
+    for (int r = 0; r < rows; r++) {
+        const int16_t *x = (const int16_t *)((const char *)p + r * p_stride);
+        for (int d = 0; d < hd; d++) {
+            int32_t sum;
+            memcpy(&sum, &o[r * o_stride + d], sizeof sum);
+            for (int i = lo; i < hi; i++)
+                sum += x[i] * i8_element(v->tile[i / TILE_POS], hd, i % TILE_POS, d);
+            memcpy(&o[r * o_stride + d], &sum, sizeof sum);
+        }
+    }
+}
+
+static void to_i16_ref(int16_t *q, float *scale, const float *x, int n, int n_pad)
+{
+    float max = 0;
+    bool finite = true;
+    for (int i = 0; i < n; i++) {
+        finite &= isfinite(x[i]) != 0;
+        max = fmaxf(max, fabsf(x[i]));
+    }
+    float inv = finite && max > 0 ? 32767 / max : 0;
+    *scale = !finite ? NAN : isinf(inv) ? 0 : max / 32767;
+    for (int i = 0; i < n_pad; i++)
+        q[i] = i < n && isfinite(inv) && finite ? (int16_t)rintf(x[i] * inv) : 0;
+}
+
+static void times_scales_ref(float *p, const void *const *tile, int hd, int lo, int hi)
+{
+    for (int i = lo & ~(TILE_POS - 1); i < ((hi + TILE_POS - 1) & ~(TILE_POS - 1)); i++)
+        p[i] = i < lo || i >= hi ? 0 : p[i] * i8_scale(tile[i / TILE_POS], hd, i % TILE_POS);
+}
+
+static void from_i32_ref(float *o, float scale, int n)
+{
+    for (int i = 0; i < n; i++) {
+        int32_t sum;
+        memcpy(&sum, &o[i], sizeof sum);
+        o[i] = (float)sum * scale;
+    }
+}
+
 #define ATTENTION_REF(NAME, FORMAT)                                                        \
     static void qk_##NAME##_ref(float *s, size_t s_stride, const void *q, size_t q_stride, \
                                 int rows, const struct tiles *k, int n_tiles, int hd)      \
@@ -347,6 +418,11 @@ void cpu_kernels_ref(struct cpu_kernels *k)
     k->pv[W_F32] = pv_f32_ref;
     k->pv[W_F16] = pv_f16_ref;
     k->pv[W_BF16] = pv_bf16_ref;
+    k->qk[W_I8] = qk_i8_ref;
+    k->pv[W_I8] = pv_i8_ref;
+    k->to_i16 = to_i16_ref;
+    k->times_scales = times_scales_ref;
+    k->from_i32 = from_i32_ref;
     k->softmax = softmax_ref;
     k->combine = combine_ref;
     k->scale_out = scale_out_ref;

@@ -18,7 +18,7 @@ enum { HEAD_DIM_MAX = 512 };
 
 static size_t element_bytes(enum wformat f)
 {
-    return f == W_F32 ? 4 : 2;
+    return f == W_F32 ? 4 : f == W_I8 ? 1 : 2;
 }
 
 static enum sl_status group_create(struct device *d, struct kv_group_memory *g,
@@ -40,6 +40,8 @@ static enum sl_status group_create(struct device *d, struct kv_group_memory *g,
     g->hd_pad = (g->head_dim + 15) & ~15;
     g->tiles = (l->block_size + TILE_POS - 1) / TILE_POS;
     g->tile_bytes = (size_t)TILE_POS * g->hd_pad * element_bytes(d->kv.format);
+    if (d->kv.format == W_I8)
+        g->tile_bytes += TILE_POS * sizeof(float);
     g->head_bytes = 2 * g->tile_bytes * g->tiles;
     g->block_bytes = g->head_bytes * g->n_kv_heads;
     g->layer_bytes = g->block_bytes * l->n_blocks;
@@ -127,6 +129,25 @@ static void write_bf16(const struct device *d, uint16_t *k_tile, uint16_t *v_til
         out[2 * i] = vb[i];
 }
 
+/* K and V of one position, each with its own scale. */
+static void write_i8(const struct device *d, char *k_tile, char *v_tile, int lane, const float *k,
+                     const float *v, const struct kv_group_memory *g)
+{
+    enum { PAD = HEAD_DIM_MAX };
+    int8_t kb[PAD], vb[PAD];
+    int32_t sum[PAD / I4_GROUP], total;
+    float *k_scale = (float *)(k_tile + i8_scale_at(g->hd_pad)) + lane;
+    float *v_scale = (float *)(v_tile + i8_scale_at(g->hd_pad)) + lane;
+    int n_pad = (g->head_dim + I4_GROUP - 1) / I4_GROUP * I4_GROUP;
+    d->k.quantize(kb, k_scale, sum, &total, k, g->head_dim, n_pad);
+    d->k.quantize(vb, v_scale, sum, &total, v, g->head_dim, n_pad);
+    for (int i = 0; i < g->hd_pad; i += 2)
+        memcpy(&k_tile[(i / 2 * TILE_POS + lane) * 2], &kb[i], 2);
+    char *out = v_tile + (size_t)(lane / 2) * g->hd_pad * 2 + lane % 2;
+    for (int i = 0; i < g->hd_pad; i++)
+        out[2 * i] = (char)vb[i];
+}
+
 static void write_position(const struct device *d, const struct kv_group_memory *g, int layer,
                            int slot, int head, const float *k, const float *v)
 {
@@ -136,6 +157,8 @@ static void write_position(const struct device *d, const struct kv_group_memory 
         write_f32((float *)kt, (float *)vt, lane, k, v, g);
     else if (d->kv.format == W_F16)
         write_f16((uint16_t *)kt, (uint16_t *)vt, lane, k, v, g);
+    else if (d->kv.format == W_I8)
+        write_i8(d, kt, vt, lane, k, v, g);
     else
         write_bf16(d, (uint16_t *)kt, (uint16_t *)vt, lane, k, v, g);
 }

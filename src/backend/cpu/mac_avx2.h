@@ -12,12 +12,16 @@
 #include "backend/cpu/unroll.h"
 
 #include <immintrin.h>
+#include <string.h>
 
 enum { MAC_ROWS = 4, MAC_VECS = 8 };
 
+/* i8 KV tiles: pairs, widened to s16. Their sums are int32 in the registers of floats. */
+#define MAC_I8_PAIRS ((enum wformat)N_FORMATS)
+
 INLINE size_t mac_bytes(enum wformat f) /* of 8 outputs' step */
 {
-    return f == W_F16 ? 16 : 32;
+    return f == W_F16 || f == MAC_I8_PAIRS ? 16 : 32;
 }
 
 INLINE void mac_rows(__m256 acc[MAC_ROWS][MAC_VECS], const char *x, size_t x_stride, __m256 w,
@@ -28,6 +32,23 @@ INLINE void mac_rows(__m256 acc[MAC_ROWS][MAC_VECS], const char *x, size_t x_str
         __m256 b = _mm256_broadcast_ss((const float *)(x + r * x_stride));
         acc[r][j] = _mm256_fmadd_ps(b, w, acc[r][j]);
     }
+}
+
+INLINE void mac_i8_rows(__m256 acc[MAC_ROWS][MAC_VECS], const char *x, size_t x_stride, __m256i w,
+                        int32_t keep, const int rows, const int j)
+{
+    UNROLL
+    for (int r = 0; r < rows; r++) {
+        int32_t bits;
+        memcpy(&bits, x + r * x_stride, sizeof bits);
+        __m256i product = _mm256_madd_epi16(w, _mm256_set1_epi32(bits & keep));
+        acc[r][j] = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(acc[r][j]), product));
+    }
+}
+
+INLINE __m256i load_i8(const char *p)
+{
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p));
 }
 
 INLINE __m256 even_bf16(__m256i w)
@@ -52,6 +73,8 @@ INLINE void mac_tile(__m256 acc[MAC_ROWS][MAC_VECS], const char *x, size_t x_str
                 __m256i pair = _mm256_loadu_si256((const __m256i *)p);
                 mac_rows(acc, x + 8 * (size_t)i, x_stride, even_bf16(pair), rows, j);
                 mac_rows(acc, x + 8 * (size_t)i + 4, x_stride, odd_bf16(pair), rows, j);
+            } else if (f == MAC_I8_PAIRS) {
+                mac_i8_rows(acc, x + 4 * (size_t)i, x_stride, load_i8(p), -1, rows, j);
             } else if (f == W_F16) {
                 __m256 v = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
                 mac_rows(acc, x + 4 * (size_t)i, x_stride, v, rows, j);

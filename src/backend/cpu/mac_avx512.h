@@ -17,23 +17,30 @@
 
 enum { MAC_ROWS = 6, MAC_VECS = 4 };
 
-/* 16 outputs of one step; f16 is widened. */
+/* i8 KV tiles: pairs, widened to s16. (W_I8 is quads of u8, as weights are.) */
+#define MAC_I8_PAIRS ((enum wformat)N_FORMATS)
+
+/* 16 outputs of one step; f16 and pairs of i8 are widened. */
 INLINE __m512i mac_load(const char *w, enum wformat f)
 {
     if (f == W_F16)
         return _mm512_castps_si512(_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)w)));
+    if (f == MAC_I8_PAIRS)
+        return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)w));
     return _mm512_loadu_si512(w);
 }
 
 INLINE size_t mac_bytes(enum wformat f) /* that mac_load reads */
 {
-    return f == W_F16 ? 32 : 64;
+    return f == W_F16 || f == MAC_I8_PAIRS ? 32 : 64;
 }
 
 INLINE __m512i mac(__m512i acc, __m512i x, __m512i w, enum wformat f)
 {
     if (f == W_I8)
         return _mm512_dpbusd_epi32(acc, w, x);
+    if (f == MAC_I8_PAIRS)
+        return _mm512_dpwssd_epi32(acc, w, x);
     __m512 a = _mm512_castsi512_ps(acc);
     if (f == W_BF16)
         return _mm512_castps_si512(_mm512_dpbf16_ps(a, (__m512bh)x, (__m512bh)w));

@@ -150,4 +150,16 @@ SIMD void v_store_i8(int8_t *p, vf a)
     _mm_storel_epi64((__m128i *)p, _mm_packs_epi16(w, w));
 }
 
+SIMD void v_store_i16(int16_t *p, vf a)
+{
+    __m256i w = _mm256_cvtps_epi32(a);
+    __m128i h = _mm_packs_epi32(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
+    _mm_storeu_si128((__m128i *)p, h);
+}
+
+SIMD vf v_load_i32(const void *p) /* int32 as floats */
+{
+    return _mm256_cvtepi32_ps(_mm256_loadu_si256(p));
+}
+
 #endif

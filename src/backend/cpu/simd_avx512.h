@@ -136,4 +136,14 @@ SIMD void v_store_i8(int8_t *p, vf a) /* nearest even, saturated */
     _mm_storeu_si128((__m128i *)p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)));
 }
 
+SIMD void v_store_i16(int16_t *p, vf a)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a)));
+}
+
+SIMD vf v_load_i32(const void *p) /* int32 as floats */
+{
+    return _mm512_cvtepi32_ps(_mm512_loadu_si512(p));
+}
+
 #endif

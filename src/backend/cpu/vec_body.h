@@ -348,6 +348,37 @@ static void VEC(softmax)(void *p, bool p_bf16, float *max, float *sum, float *s,
     *sum = v_sum(total);
 }
 
+static void VEC(to_i16)(int16_t *q, float *scale, const float *x, int n, int n_pad)
+{
+    bool finite;
+    float max = VEC(max_abs)(x, n, &finite), inv = finite && max > 0 ? 32767 / max : 0;
+    *scale = !finite ? NAN : isinf(inv) ? 0 : max / 32767;
+    if (isinf(inv) || !finite)
+        n = 0;
+    for (int i = 0; i < n_pad; i += VL) {
+        vf v = i < n ? v_load_n(x + i, n - i) : v_set1(0);
+        v_store_i16(q + i, v_round(v_mul(v, v_set1(n ? inv : 0))));
+    }
+}
+
+static void VEC(times_scales)(float *p, const void *const *tile, int hd, int lo, int hi)
+{
+    for (int t = lo / TILE_POS; t * TILE_POS < hi; t++) {
+        const float *scale = (const float *)((const char *)tile[t] + i8_scale_at(hd));
+        for (int j = 0; j < TILE_POS; j += VL) {
+            int i = t * TILE_POS + j;
+            vf v = v_mul(v_load(p + i), v_load(scale + j));
+            v_store(p + i, v_keep_range(v, lo - i, hi - i, 0));
+        }
+    }
+}
+
+static void VEC(from_i32)(float *o, float scale, int n)
+{
+    for (int i = 0; i < n; i += VL) /* n: whole vectors, heads are padded */
+        v_store(o + i, v_mul(v_load_i32(o + i), v_set1(scale)));
+}
+
 static void VEC(combine)(float *o, float *max, float *sum, const float *o2, float max2, float sum2,
                          int n)
 {
@@ -376,6 +407,9 @@ static void VEC(fill)(struct cpu_kernels *k)
     k->act = VEC(act);
     k->softcap = VEC(softcap);
     k->softmax = VEC(softmax);
+    k->to_i16 = VEC(to_i16);
+    k->times_scales = VEC(times_scales);
+    k->from_i32 = VEC(from_i32);
     k->combine = VEC(combine);
     k->scale_out = VEC(scale_out);
 }
