@@ -94,6 +94,7 @@ enum sl_status engine_start(struct sl_engine *e, struct sl_err *err)
     e->stats.last_ns = clock_mono_ns();
     if (pthread_create(&e->thread, NULL, engine_main, e))
         return SL_FAIL(err, SL_ENOMEM, "engine: no thread could be started");
+    pthread_setname_np(e->thread, "sluice-engine");
     e->has_thread = true;
     log_info("init engine (profile, create kv cache, warmup model) took %.2f s (compilation: 0.00 "
              "s)",

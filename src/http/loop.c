@@ -200,6 +200,7 @@ enum sl_status loop_start(struct loop *l, struct sl_err *err)
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (failed)
         return SL_FAIL(err, SL_ENOMEM, "http: cannot start a thread: %s", strerror(failed));
+    pthread_setname_np(l->thread, "sluice-http");
     l->running = true;
     return SL_OK;
 }

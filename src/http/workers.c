@@ -86,6 +86,7 @@ enum sl_status workers_create(struct workers **out, int n_threads, struct sl_err
             workers_destroy(&w);
             return SL_FAIL(err, SL_ENOMEM, "http: cannot start a worker thread");
         }
+        pthread_setname_np(w->worker[i].thread, "sluice-text");
         w->n++;
     }
     *out = w;
