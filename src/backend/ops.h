@@ -20,6 +20,7 @@
 #define SL_BACKEND_OPS_H
 
 #include "core/batch.h"
+#include "core/drawrow.h"
 #include "core/kvlayout.h"
 
 enum { ATTN_CHUNK = 256 };
@@ -43,8 +44,10 @@ struct weight_source {
     enum sl_dtype dtype; /* F32, F16 or BF16 */
     int n_parts;
     struct {
-        const void *data; /* [rows, cols] row-major, mapped */
+        const void *data; /* [rows, cols] row-major, mapped; NULL: the device makes it up */
         int rows;
+        uint64_t made_up_key; /* of model/dummy.c, with it the width that values are within */
+        float made_up_width;
         const void *bias; /* [rows] of the same dtype, or NULL */
     } part[4];
     int cols;
@@ -130,6 +133,7 @@ struct ops {
                                                    enum wformat format, const char *name,
                                                    struct sl_err *err);
     void (*weight_release)(struct device *d, struct weight *w);
+    bool makes_up; /* weight_prepare takes parts without data: values of model/dummy.c, in bf16 */
     /* A vector of n values (norm weights, ...) as f32 device memory. */
     float *(*vector_prepare)(struct device *d, const void *src, enum sl_dtype dtype, int n,
                              float add, struct sl_err *err);
@@ -182,6 +186,23 @@ struct ops {
      * are host memory. */
     SL_MUST_CHECK enum sl_status (*fetch)(struct device *d, void *host, const void *from,
                                           size_t bytes, struct sl_err *err);
+
+    /* A device that draws tokens by itself; NULL elsewhere. It has a token table for rows whose
+     * token is TOKEN_FROM_TABLE, and keeps the tokens that it embeds, so up to `depth` steps may be
+     * begun before the first is collected.
+     * draw_plan: memory to draw from `rows` rows of logits at once, beside draw_bytes() nothing.
+     * expect: what to draw in the step that begins next. draw: those of its rows whose logits are
+     * [first, first + n), given at `logits`. launched: nothing more comes for this step. collect:
+     * waits for the oldest step; the results, by sample row, are good until the next begin(). */
+    int depth;
+    size_t (*draw_bytes)(int rows, int vocab_size);
+    SL_MUST_CHECK enum sl_status (*draw_plan)(struct device *d, const struct batch_limits *limits,
+                                              int rows, int vocab_size, struct sl_err *err);
+    void (*expect)(struct device *d, const struct draw_rows *rows);
+    void (*draw)(struct device *d, const float *logits, int first, int n);
+    SL_MUST_CHECK enum sl_status (*launched)(struct device *d, struct sl_err *err);
+    SL_MUST_CHECK enum sl_status (*collect)(struct device *d, const struct draw_result **result,
+                                            const struct draw_top **top, struct sl_err *err);
     void (*destroy)(struct device *d);
 };
 

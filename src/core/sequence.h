@@ -126,6 +126,9 @@ struct request {
     struct sequence **seq;  /* [n_seqs]: choice i is seq[i] */
     int n_seqs, n_finished; /* the scheduler counts n_finished, aborted choices included */
     bool forked; /* choices 1.. exist from the first sampled token on, sharing choice 0's blocks */
+    /* Its tokens are made on the host: it has no place in a step planned while a token of it is in
+     * flight. */
+    bool lockstep;
     void *consumer;     /* engine/: where events go */
     int32_t cache_key;  /* scheduler: the interned cache_salt, 0: none, -1: do not cache */
     struct arena arena; /* everything above */

@@ -86,8 +86,9 @@ struct sl_engine {
     struct runner *runner; /* be's, NULL on sim; so are the next two */
     const struct ops *ops;
     struct device *device;
-    struct sampler *sampler;   /* NULL on sim */
-    struct proposer *proposer; /* NULL: no speculation */
+    struct sampler *sampler;                /* NULL on sim */
+    struct proposer *proposer;              /* NULL: no speculation */
+    bool device_draws, device_keeps_tokens; /* the device samples what it can; for penalties */
     struct model_spec *spec;
     struct sl_text *text;
     struct core *core; /* used by the engine thread alone */

@@ -69,6 +69,16 @@ static enum sl_status sample_rows(void *ctx, const struct batch *b, const float 
     return sampler_run(ctx, b, logits, r, err);
 }
 
+static enum sl_status read_drawn(void *ctx, const struct batch *b, const struct draw_rows *rows,
+                                 const struct draw_result *result, const struct draw_top *top,
+                                 const struct step_result *host, struct step_result *r,
+                                 struct sl_err *err)
+{
+    return sampler_read(ctx, b, rows, result, top, host, r, err);
+}
+
+static const struct draw_hooks draw_hooks = {.describe = sampler_describe, .read = read_drawn};
+
 static enum sl_status open_sim(struct sl_engine *e, const struct model_info *mi, struct sl_err *err)
 {
     const struct model_spec *s = e->spec;
@@ -130,9 +140,11 @@ static enum sl_status open_device(struct sl_engine *e, struct sl_err *err)
     log_info("Model loading took %.4f GiB memory and %.6f seconds", (double)mi.weight_bytes / GIB,
              seconds);
     st = sampler_create(&e->sampler, mi.vocab_size, e->cfg.logprobs_mode, err);
-    if (!st)
-        runner_set_sampler(e->runner, sample_rows, e->sampler);
-    return st;
+    if (st)
+        return st;
+    runner_set_sampler(e->runner, sample_rows, e->sampler);
+    e->device_draws = runner_set_draw(e->runner, &draw_hooks);
+    return SL_OK;
 }
 
 /* ---- sizes ----------------------------------------------------------------------------------- */
@@ -355,6 +367,8 @@ enum sl_status setup_open(struct sl_engine *e, struct sl_err *err)
     if (st)
         return st;
     set_sched_config(e);
+    for (int g = 0; g < e->be->layout.n_groups; g++)
+        e->device_keeps_tokens = e->device_keeps_tokens || !e->be->layout.group[g].window;
     st = speculate_open(e, err);
     if (st)
         return st;

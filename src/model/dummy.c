@@ -10,7 +10,7 @@ static uint64_t mix(uint64_t z) /* splitmix64's finalizer */
     return z ^ z >> 31;
 }
 
-static uint64_t name_key(uint64_t seed, const char *name)
+uint64_t dummy_key(uint64_t seed, const char *name)
 {
     uint64_t h = 0xcbf29ce484222325u; /* FNV-1a */
     for (; *name; name++)
@@ -21,7 +21,7 @@ static uint64_t name_key(uint64_t seed, const char *name)
 void dummy_fill(void *out, enum sl_dtype dtype, size_t n, uint64_t seed, const char *name,
                 float mean, float width)
 {
-    uint64_t key = name_key(seed, name);
+    uint64_t key = dummy_key(seed, name);
     float unit = width / 32768;
     for (size_t i = 0; i < n; i += 4) {
         uint64_t bits = mix(key + i * 0x9e3779b97f4a7c15u);

@@ -152,6 +152,18 @@ static enum sl_status rearrange(const struct load *l, struct staging *s,
 }
 
 /* Large weights keep activations near size 1: a product of unit inputs has unit variance. */
+static float dummy_width(const struct plan_tensor *t)
+{
+    return (float)sqrt(3.0 / t->cols);
+}
+
+/* Whether the device can make this part of a matrix up by itself. */
+static bool device_makes_up(const struct load *l, const struct plan_tensor *t, enum sl_dtype dtype)
+{
+    return l->req->load_format == SL_LOAD_DUMMY && l->req->ops->makes_up && !t->row->bias &&
+           t->row->layout == AS_IS && dtype == SL_DTYPE_BF16;
+}
+
 static enum sl_status make_up(const struct load *l, struct staging *s, const struct plan_tensor *t,
                               enum sl_dtype dtype, const void **out)
 {
@@ -164,7 +176,7 @@ static enum sl_status make_up(const struct load *l, struct staging *s, const str
     if (t->row->slot >= SLOT_NORMS && !t->row->bias)
         mean = 1 - l->req->spec->norm_add;
     else if (!t->row->bias)
-        width = (float)sqrt(3.0 / t->cols);
+        width = dummy_width(t);
     dummy_fill(data, dtype, n, l->req->seed, t->name, mean, width);
     *out = data;
     return SL_OK;
@@ -279,9 +291,14 @@ static enum sl_status stage_matrix(const struct load *l, struct staging *s,
     for (int i = 0; i < n; i++) {
         int part = t[i].row->part;
         const void **to = t[i].row->bias ? &src->part[part].bias : &src->part[part].data;
-        enum sl_status st = get_values(l, s, &t[i], src->dtype, to);
-        if (st)
-            return st;
+        if (device_makes_up(l, &t[i], src->dtype)) {
+            src->part[part].made_up_key = dummy_key(l->req->seed, t[i].name);
+            src->part[part].made_up_width = dummy_width(&t[i]);
+        } else {
+            enum sl_status st = get_values(l, s, &t[i], src->dtype, to);
+            if (st)
+                return st;
+        }
         if (!t[i].row->bias) {
             SL_ASSERT(part == src->n_parts);
             src->part[src->n_parts++].rows = t[i].rows;

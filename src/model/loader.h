@@ -61,6 +61,7 @@ static inline const struct norm *weights_norm(const struct model_weights *w, enu
 
 /* Fill n values of `dtype` for the tensor `name`: uniform in mean +- width, the same for the same
  * seed and name on every machine. */
+uint64_t dummy_key(uint64_t seed, const char *name); /* what the values are made from */
 void dummy_fill(void *out, enum sl_dtype dtype, size_t n, uint64_t seed, const char *name,
                 float mean, float width);
 /* Index of the first NaN or Inf, or n. data is aligned to its dtype. */

@@ -40,6 +40,16 @@ void model_spec_info(const struct model_spec *s, struct model_info *out);
 typedef enum sl_status (*sample_fn)(void *ctx, const struct batch *b, const float *logits,
                                     struct step_result *r, struct sl_err *err);
 
+/* For a device that draws by itself (ops->draw): what it is to draw for b, and a step's result from
+ * its answer and the host's share. sample/sampler.h has both. */
+struct draw_hooks {
+    void (*describe)(const struct batch *b, struct draw_rows *out);
+    enum sl_status (*read)(void *ctx, const struct batch *b, const struct draw_rows *rows,
+                           const struct draw_result *result, const struct draw_top *top,
+                           const struct step_result *host, struct step_result *r,
+                           struct sl_err *err);
+};
+
 struct runner_config {
     const struct model_spec *spec;
     const char *dir; /* where the weights are */
@@ -62,6 +72,9 @@ SL_MUST_CHECK enum sl_status runner_create(struct runner **out, const struct run
 SL_MUST_CHECK enum sl_status runner_take_kv(struct runner *r, int n_blocks,
                                             const struct batch_limits *limits, struct sl_err *err);
 void runner_set_sampler(struct runner *r, sample_fn fn, void *ctx);
+/* Lets a device that can draw do so, before memory is taken; ctx is the sampler's. false: it
+ * cannot, and the runner's depth stays 1. */
+bool runner_set_draw(struct runner *r, const struct draw_hooks *hooks);
 struct backend *runner_backend(struct runner *r); /* destroy through backend->ops->destroy */
 /* Bytes of activations and logits that `limits` needs: planned, not measured. */
 size_t runner_activation_bytes(const struct runner *r, const struct batch_limits *limits);

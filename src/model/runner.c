@@ -1,6 +1,8 @@
-/* runner.c - a model on a device as a struct backend of depth 1.
+/* runner.c - a model on a device as a struct backend.
  *
- * submit() runs the layers; collect() makes logits, has them sampled and returns the tokens.
+ * On a device that draws tokens itself submit() launches everything, and up to its depth of steps
+ * are in flight; rows that are left to the host are sampled inside submit(). On others the depth is
+ * 1: submit() runs the layers; collect() makes logits, has them sampled and returns the tokens.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "model/forward.h"
 
@@ -11,6 +13,15 @@
 /* A step with more logits than this takes them in pieces (prompt logprobs of a large vocabulary).
  */
 static const size_t LOGITS_BYTES = (size_t)128 << 20;
+
+enum { DEPTH_MAX = 4 };
+
+/* A step in flight on a device that draws by itself. */
+struct flight {
+    const struct batch *b;
+    struct draw_rows rows;
+    struct step_result *host; /* rows that the host sampled, and prompt logprobs */
+};
 
 struct runner {
     struct backend base; /* first: a runner is a backend */
@@ -30,6 +41,9 @@ struct runner {
     sample_fn sample;
     void *sample_ctx;
     const struct batch *in_flight;
+    const struct draw_hooks *draw; /* NULL: the host samples everything */
+    struct flight flight[DEPTH_MAX];
+    uint64_t n_submitted, n_collected;
     enum sl_status dead; /* SL_EDEVICE once the device failed */
 };
 
@@ -52,12 +66,17 @@ static enum sl_status is_dead(struct sl_err *err)
     return SL_FAIL(err, SL_EDEVICE, "the device failed earlier");
 }
 
+static enum sl_status submit_drawn(struct runner *r, const struct batch *b, struct sl_err *err);
+static enum sl_status collect_drawn(struct runner *r, struct step_result *out, struct sl_err *err);
+
 static enum sl_status runner_submit(struct backend *be, const struct batch *b, struct sl_err *err)
 {
     struct runner *r = as_runner(be);
-    SL_ASSERT(!r->in_flight && r->logits && r->sample);
     if (r->dead)
         return is_dead(err);
+    if (r->draw)
+        return poison(r, submit_drawn(r, b, err));
+    SL_ASSERT(!r->in_flight && r->logits && r->sample);
     enum sl_status st = r->ops->begin(r->device, b, err);
     if (st)
         return poison(r, st);
@@ -66,24 +85,36 @@ static enum sl_status runner_submit(struct backend *be, const struct batch *b, s
     return SL_OK;
 }
 
-/* Logits of rows [first, first + n) of the batch, where the host sampler can read them. */
-static enum sl_status make_logits(const struct runner *r, int first, int n, struct sl_err *err)
+/* Logits of rows [first, first + n) of the batch, on the device. */
+static void launch_logits(const struct runner *r, int first, int n)
 {
     const struct model_spec *s = r->spec;
     const struct weight *head =
         weights_matrix(&r->weights, s->tied ? SLOT_EMBED : SLOT_LM_HEAD, -1);
     r->ops->logits(r->device, r->logits, head, r->forward.x, first, n, s->logit_scale,
                    s->logit_softcap);
+}
+
+/* n rows of logits, to where the host sampler can read them. */
+static enum sl_status fetch_logits(const struct runner *r, int n, struct sl_err *err)
+{
     if (!r->ops->fetch)
         return SL_OK;
-    size_t bytes = (size_t)n * (size_t)s->vocab_size * sizeof(float);
+    size_t bytes = (size_t)n * (size_t)r->spec->vocab_size * sizeof(float);
     return r->ops->fetch(r->device, r->logits_host, r->logits, bytes, err);
 }
 
-/* The rows of b that read logits [first, first + n), renumbered from 0. *sample and *plogprob say
- * where the next piece begins (both lists are in order of logits). */
+static enum sl_status make_logits(const struct runner *r, int first, int n, struct sl_err *err)
+{
+    launch_logits(r, first, n);
+    return fetch_logits(r, n, err);
+}
+
+/* The rows of b that read logits [first, first + n), renumbered from 0; with `rows`, only those
+ * that the device leaves. *sample and *plogprob say where the next piece begins (both lists are in
+ * order of logits). */
 static struct batch piece_of(struct runner *r, const struct batch *b, int first, int n, int *sample,
-                             int *plogprob)
+                             int *plogprob, const struct draw_rows *rows)
 {
     struct batch v = *b;
     v.n_logits = n;
@@ -92,6 +123,8 @@ static struct batch piece_of(struct runner *r, const struct batch *b, int first,
     v.plogprob = r->piece_plogprob;
     v.n_samples = v.n_plogprobs = 0;
     for (; *sample < b->n_samples && b->sample[*sample].logit < first + n; ++*sample) {
+        if (rows && rows->row[*sample].logit >= 0)
+            continue;
         v.sample[v.n_samples] = b->sample[*sample];
         v.sample[v.n_samples++].logit -= first;
     }
@@ -138,7 +171,7 @@ static enum sl_status sample_in_pieces(struct runner *r, const struct batch *b,
     out->lp_start[0] = out->plp_start[0] = 0;
     for (int first = 0; first < b->n_logits; first += r->logits_rows) {
         int n = b->n_logits - first < r->logits_rows ? b->n_logits - first : r->logits_rows;
-        struct batch v = piece_of(r, b, first, n, &sample, &plogprob);
+        struct batch v = piece_of(r, b, first, n, &sample, &plogprob, NULL);
         enum sl_status st = make_logits(r, first, n, err);
         if (st == SL_OK)
             st = r->sample(r->sample_ctx, &v, r->logits_host, r->piece, err);
@@ -158,6 +191,8 @@ static enum sl_status runner_collect(struct backend *be, struct step_result *out
     const struct batch *b = r->in_flight;
     if (r->dead)
         return is_dead(err);
+    if (r->draw)
+        return poison(r, collect_drawn(r, out, err));
     SL_ASSERT(b);
     r->in_flight = NULL;
     enum sl_status st = SL_OK;
@@ -172,6 +207,67 @@ static enum sl_status runner_collect(struct backend *be, struct step_result *out
     enum sl_status ended = r->ops->end(r->device, err);
     out->done_ns = clock_mono_ns();
     return poison(r, st ? st : ended);
+}
+
+/* ---- a step of a device that draws by itself ------------------------------------------------ */
+
+/* What the device leaves of the piece: rows in lockstep, prompt logprobs. Waits for the logits. */
+static enum sl_status sample_left(struct runner *r, struct flight *f, const struct batch *piece,
+                                  struct sl_err *err)
+{
+    if (!piece->n_samples && !piece->n_plogprobs)
+        return SL_OK;
+    enum sl_status st = fetch_logits(r, piece->n_logits, err);
+    if (st == SL_OK)
+        st = r->sample(r->sample_ctx, piece, r->logits_host, r->piece, err);
+    if (st == SL_OK && !append_piece(f->host, r->piece))
+        st = SL_FAIL(err, SL_ENOMEM, "no memory for a step's logprobs");
+    return st;
+}
+
+static enum sl_status submit_drawn(struct runner *r, const struct batch *b, struct sl_err *err)
+{
+    struct flight *f = &r->flight[r->n_submitted % (uint64_t)r->base.depth];
+    SL_ASSERT(r->n_submitted - r->n_collected < (uint64_t)r->base.depth);
+    f->b = b;
+    r->draw->describe(b, &f->rows);
+    r->ops->expect(r->device, &f->rows);
+    enum sl_status st = r->ops->begin(r->device, b, err);
+    if (st)
+        return st;
+    forward_run(&r->forward, b->n_tokens);
+    int sample = 0, plogprob = 0;
+    f->host->n_samples = f->host->n_plogprobs = 0;
+    f->host->lp_start[0] = f->host->plp_start[0] = 0;
+    for (int first = 0; st == SL_OK && first < b->n_logits; first += r->logits_rows) {
+        int n = b->n_logits - first < r->logits_rows ? b->n_logits - first : r->logits_rows;
+        launch_logits(r, first, n);
+        if (f->rows.n_rows > f->rows.n_host)
+            r->ops->draw(r->device, r->logits, first, n);
+        if (f->rows.n_host || b->n_plogprobs) {
+            struct batch piece = piece_of(r, b, first, n, &sample, &plogprob, &f->rows);
+            st = sample_left(r, f, &piece, err);
+        }
+    }
+    if (st == SL_OK)
+        st = r->ops->launched(r->device, err);
+    if (st == SL_OK)
+        r->n_submitted++;
+    return st;
+}
+
+static enum sl_status collect_drawn(struct runner *r, struct step_result *out, struct sl_err *err)
+{
+    struct flight *f = &r->flight[r->n_collected % (uint64_t)r->base.depth];
+    const struct draw_result *result;
+    const struct draw_top *top;
+    SL_ASSERT(r->n_collected < r->n_submitted);
+    r->n_collected++;
+    enum sl_status st = r->ops->collect(r->device, &result, &top, err);
+    out->done_ns = clock_mono_ns();
+    if (st == SL_OK)
+        st = r->draw->read(r->sample_ctx, f->b, &f->rows, result, top, f->host, out, err);
+    return st;
 }
 
 static int64_t runner_now(struct backend *be)
@@ -197,6 +293,12 @@ static void free_buffers(struct runner *r)
     r->piece_sample = NULL;
     r->piece_plogprob = NULL;
     step_result_destroy(&r->piece);
+    for (int i = 0; i < DEPTH_MAX; i++) {
+        mem_free(r->flight[i].rows.row);
+        mem_free(r->flight[i].rows.word);
+        step_result_destroy(&r->flight[i].host);
+        r->flight[i] = (struct flight){0};
+    }
 }
 
 static void runner_destroy(struct backend *be)
@@ -352,8 +454,29 @@ static int logits_rows(const struct runner *r, const struct batch_limits *limits
 size_t runner_activation_bytes(const struct runner *r, const struct batch_limits *limits)
 {
     const struct forward f = {.spec = r->spec, .weights = &r->weights, .ops = r->ops};
-    return forward_bytes(&f, limits->max_tokens) +
-           (size_t)logits_rows(r, limits) * (size_t)r->spec->vocab_size * sizeof(float);
+    int rows = logits_rows(r, limits), vocab = r->spec->vocab_size;
+    return forward_bytes(&f, limits->max_tokens) + (size_t)rows * (size_t)vocab * sizeof(float) +
+           (r->draw ? r->ops->draw_bytes(rows, vocab) : 0);
+}
+
+static enum sl_status take_flights(struct runner *r, const struct batch_limits *limits,
+                                   struct sl_err *err)
+{
+    size_t n = (size_t)limits->max_samples;
+    for (int i = 0; r->draw && i < r->base.depth; i++) {
+        struct flight *f = &r->flight[i];
+        f->rows.cap_words = limits->max_samples * DRAW_WORDS_MAX;
+        f->rows.row = mem_alloc(n, sizeof *f->rows.row);
+        f->rows.word = mem_alloc((size_t)f->rows.cap_words, sizeof *f->rows.word);
+        if (!f->rows.row || !f->rows.word)
+            return SL_FAIL(err, SL_ENOMEM, "no memory for %zu samples", n);
+        enum sl_status st = step_result_create(&f->host, limits, err);
+        if (st)
+            return st;
+    }
+    if (!r->draw)
+        return SL_OK;
+    return r->ops->draw_plan(r->device, limits, r->logits_rows, r->spec->vocab_size, err);
 }
 
 static enum sl_status take_buffers(struct runner *r, const struct batch_limits *limits,
@@ -374,7 +497,10 @@ static enum sl_status take_buffers(struct runner *r, const struct batch_limits *
     r->logits_host = r->ops->fetch ? mem_aligned(bytes, 1, 64) : r->logits;
     if (!r->logits_host)
         return SL_FAIL(err, SL_ENOMEM, "no host memory for logits (%zu bytes)", bytes);
-    if (r->logits_rows == limits->max_logits)
+    st = take_flights(r, limits, err);
+    if (st)
+        return st;
+    if (r->logits_rows == limits->max_logits && !r->draw)
         return SL_OK;
     r->piece_sample = mem_alloc((size_t)limits->max_samples, sizeof *r->piece_sample);
     r->piece_plogprob = mem_alloc((size_t)limits->max_logits, sizeof *r->piece_plogprob);
@@ -401,6 +527,15 @@ void runner_set_sampler(struct runner *r, sample_fn fn, void *ctx)
 {
     r->sample = fn;
     r->sample_ctx = ctx;
+}
+
+bool runner_set_draw(struct runner *r, const struct draw_hooks *hooks)
+{
+    if (!r->ops->draw || r->ops->depth > DEPTH_MAX)
+        return false;
+    r->draw = hooks;
+    r->base.depth = r->ops->depth;
+    return true;
 }
 
 struct backend *runner_backend(struct runner *r)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "sample/draw.h"
 
+#include "core/drawrow.h"
 #include "sample/rowmath.h"
 
 #include <math.h>
@@ -37,16 +38,16 @@ static inline int bucket_of(float w)
  * set's edge falls into one bucket, and only that bucket is sorted. in_edge, sorted: [n]. */
 static void keep_top_p(float *w, int n, float top_p, int32_t *in_edge, int32_t *sorted)
 {
-    double mass[N_BUCKETS] = {0}, total = 0;
+    uint64_t mass[N_BUCKETS] = {0}, total = 0;
     int count[N_BUCKETS] = {0};
     for (int i = 0; i < n; i++) {
         int b = bucket_of(w[i]);
-        mass[b] += (double)w[i];
+        mass[b] += draw_weight(w[i]);
         count[b]++;
     }
     for (int b = 0; b < N_BUCKETS; b++)
         total += mass[b];
-    double want = total * (double)top_p, have = 0;
+    uint64_t want = (uint64_t)((double)total * (double)top_p), have = 0;
     int edge = N_BUCKETS - 1;
     while (edge > 0 && (count[edge] == 0 || have + mass[edge] < want))
         have += mass[edge--];
@@ -58,9 +59,7 @@ static void keep_top_p(float *w, int n, float top_p, int32_t *in_edge, int32_t *
     row_top(w, in_edge, n_edge, n_edge, sorted);
     int kept = 0;
     while (kept < n_edge && (have < want || kept == 0))
-        have += (double)w[sorted[kept++]];
-    if (kept == n_edge && edge == 0)
-        return; /* all of it, up to rounding */
+        have += draw_weight(w[sorted[kept++]]);
     float last_w = w[sorted[kept - 1]];
     int32_t last_id = sorted[kept - 1];
     for (int i = 0; i < n; i++)
@@ -68,41 +67,20 @@ static void keep_top_p(float *w, int n, float top_p, int32_t *in_edge, int32_t *
             w[i] = 0;
 }
 
-/* Index i with probability w[i] / sum: by sums of 64 first, then inside one of them. */
-static int pick(const float *w, int n, double u)
+/* Index i with probability weight[i] / sum, along the indices in order. u: 53 random bits. */
+static int pick(const float *w, int n, uint64_t u)
 {
-    enum { BLOCK = 64 };
-    double total = 0, acc = 0;
-    for (int pass = 0; pass < 2; pass++) {
-        double sum_before = 0, target = u * total;
-        for (int at = 0; at < n; at += BLOCK) {
-            int end = at + BLOCK < n ? at + BLOCK : n;
-            double sum = 0;
-            for (int i = at; i < end; i++)
-                sum += (double)w[i];
-            if (pass == 1 && sum > 0 && sum_before + sum > target) {
-                acc = sum_before;
-                int last = at;
-                for (int i = at; i < end; i++) {
-                    if (w[i] == 0)
-                        continue;
-                    last = i;
-                    acc += (double)w[i];
-                    if (acc > target)
-                        break;
-                }
-                return last;
-            }
-            sum_before += sum;
-        }
-        total = sum_before;
-    }
-    while (n > 1 && w[n - 1] == 0) /* rounding left nothing: the last that can be drawn */
-        n--;
-    return n - 1;
+    uint64_t total = 0, acc = 0;
+    for (int i = 0; i < n; i++)
+        total += draw_weight(w[i]);
+    uint64_t target = (uint64_t)((unsigned __int128)u * total >> 53);
+    for (int i = 0; i < n; i++)
+        if ((acc += draw_weight(w[i])) > target)
+            return i;
+    return n - 1; /* not reached: target < total */
 }
 
-int32_t draw_token(const struct draw_params *p, float *x, int n, float max, double u, bool mask,
+int32_t draw_token(const struct draw_params *p, float *x, int n, float max, uint64_t u, bool mask,
                    const struct draw_scratch *s)
 {
     float lo = keep_threshold(p, x, n, max, s->top);

@@ -1,7 +1,8 @@
 /* draw.h - from logits to one token: min_p, top_k, top_p, then a weighted draw.
  *
  * A single uniform number picks the token, along the ids in order: the draw depends on the row and
- * on that number alone. Nothing is sorted but the values around top_p's edge.
+ * on that number alone. Weights are added as integers (core/drawrow.h), so a device that adds them
+ * in another order draws the same token. Nothing is sorted but the values around top_p's edge.
  *
  * Thread: any; scratch is the caller's.
  *
@@ -24,9 +25,9 @@ struct draw_scratch {
     int32_t *ids, *top, *edge; /* [n] */
 };
 
-/* x: [n] logits after temperature, with `max` their largest, finite. u: uniform in [0, 1).
+/* x: [n] logits after temperature, with `max` their largest, finite. u: 53 random bits.
  * mask: what min_p, top_k and top_p drop becomes -inf in x. */
-int32_t draw_token(const struct draw_params *p, float *x, int n, float max, double u, bool mask,
+int32_t draw_token(const struct draw_params *p, float *x, int n, float max, uint64_t u, bool mask,
                    const struct draw_scratch *s);
 
 #endif

@@ -41,11 +41,11 @@ static inline uint64_t philox_u64(uint64_t seed, uint64_t position, uint32_t cho
     return (uint64_t)out[1] << 32 | out[0];
 }
 
-/* Uniform in [0, 1), 53 bits. */
-static inline double philox_uniform(uint64_t seed, uint64_t position, uint32_t choice,
-                                    enum philox_purpose purpose)
+/* 53 random bits: as many as a double holds. */
+static inline uint64_t philox_bits53(uint64_t seed, uint64_t position, uint32_t choice,
+                                     enum philox_purpose purpose)
 {
-    return (double)(philox_u64(seed, position, choice, purpose) >> 11) * 0x1p-53;
+    return philox_u64(seed, position, choice, purpose) >> 11;
 }
 
 #endif

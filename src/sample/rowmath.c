@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "sample/rowmath.h"
 
+#include "core/drawrow.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -52,7 +54,8 @@ int32_t row_find(const float *x, int n, float max)
 
 /* exp for x <= 0 to about 1 ulp: x = k ln2 + r, |r| <= ln2 / 2, a polynomial in r, times 2^k.
  * Written without branches so that the compiler can use vectors, and without libm so that a
- * token does not depend on the C library's version. */
+ * token does not depend on the C library's version. A device that samples repeats it operation by
+ * operation (backend/cuda/sample.cu). */
 static inline float exp_neg(float x)
 {
     float y = x < -87.0f ? -87.0f : x;        /* also takes -inf out of the arithmetic */
@@ -76,22 +79,11 @@ static inline float exp_neg(float x)
     return x < -87.0f ? 0.0f : p;
 }
 
-double row_sum_exp(const float *x, int n, float max)
+uint64_t row_sum_exp(const float *x, int n, float max)
 {
-    double lane[LANES] = {0};
-    int i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        float e[LANES];
-        for (int j = 0; j < LANES; j++)
-            e[j] = exp_neg(x[i + j] - max);
-        for (int j = 0; j < LANES; j++)
-            lane[j] += (double)e[j];
-    }
-    for (; i < n; i++)
-        lane[0] += (double)exp_neg(x[i] - max);
-    double sum = 0;
-    for (int j = 0; j < LANES; j++)
-        sum += lane[j];
+    uint64_t sum = 0;
+    for (int i = 0; i < n; i++)
+        sum += draw_weight(exp_neg(x[i] - max));
     return sum;
 }
 

@@ -1,7 +1,7 @@
 /* rowmath.h - passes over one row of logits: maximum, exponentials, selection.
  *
- * Every sum has one order whatever the row's neighbours are: eight lanes, then the lanes in order.
- * Ties are always broken by the lower id.   Thread: any (plain functions).
+ * Sums are of integers, so they have no order. Ties are always broken by the lower id.
+ * Thread: any (plain functions).
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef SL_SAMPLE_ROWMATH_H
@@ -14,8 +14,8 @@
 bool row_max(const float *x, int n, float *max);
 /* The lowest index whose value is `max`, which is one of x. */
 int32_t row_find(const float *x, int n, float max);
-/* sum of exp(x[i] - max). */
-double row_sum_exp(const float *x, int n, float max);
+/* Sum of exp(x[i] - max) as weights of core/drawrow.h: exact, in units of 2^-DRAW_BITS. */
+uint64_t row_sum_exp(const float *x, int n, float max);
 /* w[i] = exp(x[i] - max), exactly 0 for -inf; w may equal x. */
 void row_exp(float *w, const float *x, int n, float max);
 /* How many x[i] >= v. */

@@ -59,6 +59,11 @@ void sampler_destroy(struct sampler **sp)
     *sp = NULL;
 }
 
+enum sl_logprobs_mode sampler_mode(const struct sampler *s)
+{
+    return s->mode;
+}
+
 /* ---- logprobs -------------------------------------------------------------------------------- */
 
 /* Entries of one row: the chosen token, the top k, the ids asked for by name. */
@@ -75,9 +80,9 @@ static int n_entries(const struct sl_sampling_params *p, int k, int vocab)
 static void fill_entries(struct sampler *s, const struct sl_sampling_params *p, int k,
                          const float *x, float max, int32_t chosen, struct sl_logprob *e)
 {
-    bool logits = s->mode == SL_RAW_LOGITS || s->mode == SL_PROCESSED_LOGITS;
+    bool logits = sampler_mode_is_logits(s->mode);
     /* one subtraction for every token, so that equal logits have equal logprobs */
-    float norm = logits ? 0 : (float)((double)max + log(row_sum_exp(x, s->n, max)));
+    float norm = logits ? 0 : sampler_log_norm(max, row_sum_exp(x, s->n, max));
     if (k == SL_NONE)
         k = 0;
     else if (k < 0 || k > s->n)
@@ -123,7 +128,7 @@ static int32_t sample_one(struct sampler *s, const struct sample_row *sr, const 
         token = row_find(x, s->n, x_max);
     } else {
         struct draw_params dp = {sp->p.min_p, sp->p.top_k, sp->p.top_p};
-        double u = philox_uniform(sp->seed, (uint64_t)sr->pos, (uint32_t)seq->index, PHILOX_TOKEN);
+        uint64_t u = philox_bits53(sp->seed, (uint64_t)sr->pos, (uint32_t)seq->index, PHILOX_TOKEN);
         for (int i = 0; i < s->n; i++)
             s->x[i] = x[i] / sp->p.temperature;
         x = s->x;
@@ -139,8 +144,7 @@ static int32_t sample_one(struct sampler *s, const struct sample_row *sr, const 
     return token;
 }
 
-/* A row before this one of the same proposal has drawn something else. */
-static bool is_refuted(const struct batch *b, const struct step_result *r, int i)
+bool sampler_is_refuted(const struct batch *b, const struct step_result *r, int i)
 {
     const struct sample_row *before = &b->sample[i - 1];
     return i > 0 && before->has_draft && before->seq == b->sample[i].seq &&
@@ -158,7 +162,7 @@ enum sl_status sampler_run(struct sampler *s, const struct batch *b, const float
         const struct sl_sampling_params *p = &sr->seq->req->params.p;
         const float *row;
         float max = 0;
-        if (is_refuted(b, r, i))
+        if (sampler_is_refuted(b, r, i))
             r->token[i] = TOKEN_REFUTED;
         else
             r->token[i] = sample_one(s, sr, logits + (size_t)sr->logit * (size_t)s->n, &row, &max);

@@ -18,6 +18,7 @@
 #define SL_SAMPLE_SAMPLER_H
 
 #include "core/batch.h"
+#include "core/drawrow.h"
 
 struct sampler;
 
@@ -28,5 +29,26 @@ void sampler_destroy(struct sampler **s);
 SL_MUST_CHECK enum sl_status sampler_run(struct sampler *s, const struct batch *b,
                                          const float *logits, struct step_result *r,
                                          struct sl_err *err);
+
+/* ---- a device that samples by itself (device_rows.c) ------------------------------------------
+ */
+
+/* Whether core/drawrow.h can say all that these parameters want. keeps_tokens: the device knows
+ * the tokens before a row's position. */
+bool sampler_device_can(const struct seq_params *sp, enum sl_logprobs_mode mode, bool keeps_tokens);
+/* Rows of b for the device; those of requests in lockstep are left to sampler_run. */
+void sampler_describe(const struct batch *b, struct draw_rows *out);
+/* Fills r for all of b: from what the device gave, [n_samples] and [n_samples][DRAW_TOP_MAX], and
+ * from `host`, sampler_run's result for the rows it was left, and for prompt logprobs. */
+SL_MUST_CHECK enum sl_status
+sampler_read(const struct sampler *s, const struct batch *b, const struct draw_rows *rows,
+             const struct draw_result *result, const struct draw_top *top,
+             const struct step_result *host, struct step_result *r, struct sl_err *err);
+/* A row before row i, of the same proposal, has drawn something else. */
+bool sampler_is_refuted(const struct batch *b, const struct step_result *r, int i);
+/* What to subtract from a raw logit: max + log(sum), one rounding for every token of the row. */
+float sampler_log_norm(float max, uint64_t sum);
+bool sampler_mode_is_logits(enum sl_logprobs_mode mode);
+enum sl_logprobs_mode sampler_mode(const struct sampler *s);
 
 #endif

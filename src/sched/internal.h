@@ -104,7 +104,8 @@ static inline bool seq_ready(const struct sched *s, const struct sequence *q)
 {
     if (q->plan_step == s->step || seq_todo(q) <= 0)
         return false;
-    return q->n_inflight == 0 || (q->n_draft == 0 && q->n_draft_wanted == 0);
+    bool in_lockstep = q->req->lockstep || q->n_draft > 0 || q->n_draft_wanted > 0;
+    return q->n_inflight == 0 || !in_lockstep;
 }
 
 /* blocks.c */

@@ -40,6 +40,9 @@ struct result {
     enum sl_finish finish;
 };
 
+/* CPU, or the one that is named on the command line. */
+static enum sl_device device_of_tests = SL_DEVICE_CPU;
+
 static struct sl_config config(enum sl_device device, enum sl_dtype dtype)
 {
     struct sl_config cfg;
@@ -274,7 +277,7 @@ static void compare_preempted(struct sl_config cfg)
 
 static void invariance(enum sl_dtype dtype, int stride)
 {
-    struct sl_config cfg = config(SL_DEVICE_CPU, dtype);
+    struct sl_config cfg = config(device_of_tests, dtype);
     static struct result got[N];
     int64_t t0 = clock_mono_ns();
     choose(stride, 4096);
@@ -317,7 +320,7 @@ static void invariance_f32(void **state)
 static void choices_are_what_they_are_alone(void **state)
 {
     (void)state;
-    struct sl_config cfg = config(SL_DEVICE_CPU, SL_DTYPE_BF16);
+    struct sl_config cfg = config(device_of_tests, SL_DTYPE_BF16);
     struct sl_engine *e = start(&cfg);
     int32_t token[6][MAX_NEW];
     int n_tokens[6] = {0};
@@ -349,7 +352,7 @@ static void choices_are_what_they_are_alone(void **state)
 static void a_warm_decode_step_allocates_nothing(void **state)
 {
     (void)state;
-    struct sl_config cfg = config(SL_DEVICE_CPU, SL_DTYPE_BF16);
+    struct sl_config cfg = config(device_of_tests, SL_DTYPE_BF16);
     struct sl_engine *e = start(&cfg);
     struct sl_request *r[8];
     int n = 0, n_now = 0;
@@ -375,7 +378,10 @@ static void a_warm_decode_step_allocates_nothing(void **state)
         if (n_now < 8 * 580 && n >= 8 * 580)
             assert_int_equal(mem_count() - before, 0);
         assert_int_not_equal(sl_request_wait(r[0], 5000), SL_EAGAIN);
-        if (sl_request_done(r[0]) && n == n_now)
+        int n_done = 0;
+        for (int i = 0; i < 8; i++)
+            n_done += sl_request_done(r[i]);
+        if (n_done == 8 && n == n_now)
             break;
     }
     assert_int_equal(n, 8 * 600);
@@ -400,8 +406,28 @@ static int teardown(void **state)
     return 0;
 }
 
-int main(void)
+#ifdef SLUICE_CUDA
+static void golden_on_cuda(void **state)
 {
+    (void)state;
+    compare_with_golden(SL_DEVICE_CUDA, SL_DTYPE_BF16, 1, 9);
+}
+#endif
+
+int main(int argc, char **argv)
+{
+#ifdef SLUICE_CUDA
+    if (argc > 1 && !strcmp(argv[1], "cuda")) { /* tests/gpu runs it so */
+        const struct CMUnitTest gpu[] = {cmocka_unit_test(golden_on_cuda),
+                                         cmocka_unit_test(invariance_bf16),
+                                         cmocka_unit_test(choices_are_what_they_are_alone),
+                                         cmocka_unit_test(a_warm_decode_step_allocates_nothing)};
+        device_of_tests = SL_DEVICE_CUDA;
+        return cmocka_run_group_tests(gpu, setup, teardown);
+    }
+#endif
+    (void)argc;
+    (void)argv;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(golden_on_ref),
         cmocka_unit_test(golden_on_cpu_f32),

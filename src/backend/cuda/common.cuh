@@ -45,6 +45,94 @@ template <int THREADS> __device__ __forceinline__ float block_sum(float v, float
     return v;
 }
 
+__device__ __forceinline__ float normed(float v, float mean, float factor, const norm_args &k,
+                                        int i)
+{
+    v = (v - mean) * factor;
+    if (k.w)
+        v *= k.w[i];
+    return k.b ? v + k.b[i] : v;
+}
+
+/* Mean (0 for rms) and 1 / sqrt(variance + eps) of a row of n values, get(i) giving each. */
+template <class F>
+__device__ __forceinline__ void moments(F get, int n, const norm_args &k, float *mean,
+                                        float *factor)
+{
+    __shared__ float scratch[32];
+    float sum = 0;
+    *mean = 0;
+    if (!k.rms) {
+        for (int i = threadIdx.x; i < n; i += 256)
+            sum += get(i);
+        *mean = block_sum<256>(sum, scratch) / n;
+    }
+    sum = 0;
+    for (int i = threadIdx.x; i < n; i += 256) {
+        float d = get(i) - *mean;
+        sum += d * d;
+    }
+    *factor = rsqrtf(block_sum<256>(sum, scratch) / n + k.eps);
+}
+
+/* Numbered as enum act_kind. */
+__device__ __forceinline__ float activate(int kind, float x)
+{
+    switch (kind) {
+    case 0:
+        return x / (1 + __expf(-x));
+    case 1:
+        return 0.5f * x * (1 + erff(x * 0.70710678f));
+    case 2:
+        return 0.5f * x * (1 + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+    case 3:
+        return x > 0 || isnan(x) ? x : 0;
+    default:
+        return x > 0 || isnan(x) ? x * x : 0;
+    }
+}
+
+/* Programmatic dependent launch: a kernel launched with launch_after() may start while the one
+ * before it runs, as soon as all of that one's blocks have called launch_dependents(); it must
+ * wait_for_dependencies() before it reads or writes anything but weights. */
+__device__ __forceinline__ void launch_dependents()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void wait_for_dependencies()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* For kernels with nothing to do in between. */
+__device__ __forceinline__ void begin()
+{
+    launch_dependents();
+    wait_for_dependencies();
+}
+
+template <class... P, class... A>
+static void launch_after(cudaStream_t s, void (*kernel)(P...), dim3 grid, dim3 block, int shared,
+                         const A &...args)
+{
+    cudaLaunchAttribute overlap = {};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t c = {};
+    c.gridDim = grid;
+    c.blockDim = block;
+    c.dynamicSmemBytes = (size_t)shared;
+    c.stream = s;
+    c.attrs = &overlap;
+    c.numAttrs = 1;
+    cudaLaunchKernelEx(&c, kernel, P(args)...);
+}
+
 __device__ __forceinline__ void cp_async16(void *shared, const void *global, bool valid)
 {
     unsigned dst = (unsigned)__cvta_generic_to_shared(shared);

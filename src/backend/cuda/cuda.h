@@ -15,6 +15,8 @@
 #ifndef SL_BACKEND_CUDA_CUDA_H
 #define SL_BACKEND_CUDA_CUDA_H
 
+#include "core/drawrow.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -28,12 +30,21 @@ typedef struct CUstream_st *cuda_stream;
 /* KV chunks on this device: absolute multiples of it, in decode and prefill alike. */
 enum { CUDA_ATTN_CHUNK = 128 };
 
-/* One step's arrays on the device, as core/batch.h describes them. */
+/* The token table: what was drawn for a row of it at a position, kept for as many steps as may be
+ * in flight. TOKEN_NONE: bad logits (core/batch.h's TOKEN_BAD_LOGITS). */
+enum { TABLE_DEPTH = 4, TOKEN_NONE = -2 };
+
+/* One step's arrays on the device, as core/batch.h describes them.
+ * token[r] < 0: the one that was drawn for row ~token[r] of the table at pos[r]. slot[r] < 0: row r
+ * is padding, nothing is written for it. */
 struct step_arrays {
     const int32_t *token, *pos, *q_start, *kv_len, *logit_row;
+    const int32_t *table; /* [max_seqs][TABLE_DEPTH] */
+    int32_t *seen;        /* the token at every KV slot of the group that keeps them, or NULL */
+    const int32_t *seen_slot;
     const int32_t *slot;        /* of one layer group */
-    const int32_t *block_start; /* of one layer group, [n_seqs + 1] */
-    const int32_t *block;       /* of one layer group */
+    const int32_t *block_start; /* of one layer group, [n_seqs + 1]: offsets from `block` */
+    const int32_t *block;
     int n_tokens, n_seqs;
 };
 
@@ -67,6 +78,8 @@ struct rope_args {
  */
 void launch_embed(cuda_stream s, float *h, const void *table, const struct step_arrays *a, int n,
                   float scale, const void *pos_table, int pos_offset);
+/* n bf16 within +- width, those that model/dummy.c makes of `key`. */
+void launch_make_up(cuda_stream s, void *out, size_t n, uint64_t key, float width);
 void launch_add_norm(cuda_stream s, void *x, float *h, const void *add, float add_scale,
                      const struct norm_args *norm, int rows, int n);
 void launch_norm(cuda_stream s, void *y, const void *x, const struct norm_args *norm, int rows,
@@ -88,11 +101,11 @@ void launch_qkv_rope_cache(cuda_stream s, void *qkv, const struct kv_cache *kv,
 /* ---- attention.cu --------------------------------------------------------------------------- */
 /* Work for one step, made on the host: rows of q tiles and (sequence, chunk) pairs. */
 struct attn_plan {
-    /* decode: sequences whose q rows fit one tile; every (sequence, chunk) is a block of threads */
-    const int32_t *split_seq;   /* [n_split] sequence */
-    const int32_t *split_chunk; /* [n_split] chunk, absolute */
-    const int32_t *split_part;  /* [n_seqs + 1]: where a sequence's partial results begin */
-    int n_split;
+    /* decode: a block of threads goes over (sequence, chunk) pairs, n_blocks apart */
+    const int32_t *n_split;    /* on the device: how many */
+    const int32_t *split;      /* [n_split][2]: sequence; chunk, absolute */
+    const int32_t *split_part; /* [n_seqs + 1]: where a sequence's partial results begin */
+    int n_blocks;              /* of threads for each KV head, 0: no decoding sequence */
     /* prefill: tiles of q rows */
     const int32_t *tile_seq;   /* [n_tiles] */
     const int32_t *tile_first; /* [n_tiles]: first token row of the tile */
@@ -100,6 +113,7 @@ struct attn_plan {
     int tokens_per_tile;
     void *partial; /* [split parts][n_heads][head_dim + 2] f32 */
 };
+int attn_decode_blocks_per_sm(int head_dim);
 int attn_tokens_per_tile(int n_heads, int n_kv_heads);
 bool attn_supports(int head_dim);
 int attn_padded_dim(int head_dim); /* values a head takes in `partial` */
@@ -107,6 +121,47 @@ int attn_padded_dim(int head_dim); /* values a head takes in `partial` */
 void launch_attention(cuda_stream s, void *out, const void *qkv, const struct kv_cache *kv,
                       const struct step_arrays *a, const struct attn_shape *shape,
                       const struct attn_plan *plan);
+
+/* ---- narrow.cu ------------------------------------------------------------------------------- */
+enum { NARROW_MAX = 16, NARROW_NORM_MAX = 2 }; /* rows of x; rows that it norms itself */
+struct narrow_args {
+    const void *w; /* [rows, cols] bf16, cols % 8 == 0 */
+    int rows, cols;
+    const void *x; /* [m, cols] bf16; rows row_of[0 .. m) of it if given */
+    const int32_t *row_of;
+    int m;
+    const float *h; /* not NULL: x is the norm of it, and goes to x_out too */
+    void *x_out;
+    struct norm_args norm;
+    const float *bias; /* [rows] or NULL */
+    /* Where it goes: y as f32, times scale and capped; y as bf16; residual += add_scale times it;
+     * y[m, rows / 2] = act(first half) * second half. */
+    void *y;
+    bool out_f32, gated;
+    float scale, softcap;
+    float *residual;
+    float add_scale;
+    int act;
+    int groups_per_block; /* launch_narrow's own */
+};
+void launch_narrow(cuda_stream s, const struct narrow_args *a, int n_sms);
+
+/* ---- sample.cu ------------------------------------------------------------------------------ */
+struct draw_args {
+    const float *logits; /* [n_logits, n]: rows first_logit, ... of the step */
+    int first_logit, n_logits, n;
+    const struct draw_row *row;
+    const int32_t *word;
+    int first_row, max_rows;                   /* of `row`; at most max_rows at once */
+    float *work;                               /* [max_rows, n] */
+    uint32_t *count;                           /* [max_rows, n], zero before and after */
+    const int32_t *seen, *block_start, *block; /* the tokens of a sequence */
+    int block_size;
+    int32_t *table;
+    struct draw_result *result; /* host memory, [rows] */
+    struct draw_top *top;       /* host memory, [rows][DRAW_TOP_MAX] */
+};
+void launch_draw(cuda_stream s, const struct draw_args *a, int n_rows);
 
 #ifdef __cplusplus
 }

@@ -141,7 +141,11 @@ static enum sl_status cuda_weight_prepare(struct device *d, struct weight *out,
     char *to = w.data;
     for (int i = 0; st == SL_OK && i < src->n_parts; i++) {
         size_t n = (size_t)src->part[i].rows * (size_t)src->cols;
-        st = upload_bf16(d, to, src->part[i].data, src->dtype, n, err);
+        if (src->part[i].data)
+            st = upload_bf16(d, to, src->part[i].data, src->dtype, n, err);
+        else
+            launch_make_up(d->stream, to, n, src->part[i].made_up_key, src->part[i].made_up_width);
+        cuda_note(d, "make_up");
         to += n * 2;
     }
     if (st == SL_OK && has_bias)
@@ -204,7 +208,10 @@ static enum sl_status cuda_kv_create(struct device *d, const struct kv_layout *l
     kv_destroy(d);
     d->block_size = layout->block_size;
     d->n_groups = layout->n_groups;
+    d->seen_group = -1;
     for (int g = 0; g < layout->n_groups; g++) {
+        if (d->seen_group < 0 && !layout->group[g].window)
+            d->seen_group = g;
         d->n_kv[g] = layout->group[g].n_layers;
         if (!(d->kv[g] = mem_zalloc((size_t)d->n_kv[g], sizeof *d->kv[g])))
             return SL_FAIL(err, SL_ENOMEM, "no memory for %d layers", n_layers);
@@ -233,13 +240,16 @@ static enum sl_status cuda_kv_create(struct device *d, const struct kv_layout *l
     d->max_parts =
         2 * (size_t)layout->n_blocks * (size_t)layout->block_size / CUDA_ATTN_CHUNK + 256;
     cudaFree(d->partial);
+    cudaFree(d->seen);
+    size_t slots = (size_t)layout->n_blocks * (size_t)layout->block_size;
     d->partial = cuda_alloc(d, d->max_parts * partial, "attention's partial sums", err);
-    return d->partial ? SL_OK : SL_ENOMEM;
+    d->seen = cuda_alloc(d, slots * sizeof *d->seen, "the tokens of the KV cache", err);
+    return d->partial && d->seen ? SL_OK : SL_ENOMEM;
 }
 
 /* ---- ops ------------------------------------------------------------------------------------- */
 
-static struct norm_args norm_args(const struct norm *n)
+struct norm_args norm_args(const struct norm *n)
 {
     return (struct norm_args){.w = n->w, .b = n->b, .eps = n->eps, .rms = n->rms};
 }
@@ -252,29 +262,13 @@ static void cuda_embed(struct device *d, float *h, const struct weight *e, float
     cuda_note(d, "embed");
 }
 
-static void cuda_add_norm(struct device *d, void *x, float *h, const void *add, float add_scale,
-                          const struct norm *norm, int rows, int n)
-{
-    struct norm_args k = norm ? norm_args(norm) : (struct norm_args){0};
-    launch_add_norm(d->stream, x, h, add, add_scale, norm ? &k : NULL, rows, n);
-    cuda_note(d, "add_norm");
-}
-
 static void cuda_norm(struct device *d, void *y, const void *x, const struct norm *norm, int rows,
                       int n)
 {
     struct norm_args k = norm_args(norm);
+    fuse_flush(d);
     launch_norm(d->stream, y, x, &k, rows, n);
     cuda_note(d, "norm");
-}
-
-static void cuda_linear(struct device *d, void *y, const struct weight *w, const void *x, int rows)
-{
-    gemm_run(d, y, false, w, x, rows);
-    if (w->bias) {
-        launch_add_bias(d->stream, y, w->bias, rows, w->rows);
-        cuda_note(d, "add_bias");
-    }
 }
 
 static struct attn_shape attn_shape(const struct device *d, const struct attn_spec *a)
@@ -303,6 +297,7 @@ static void cuda_qkv_rope_cache(struct device *d, void *qkv, const struct attn_s
                                .rot_dims = rope->rot_dims,
                                .mscale = rope->mscale,
                                .interleaved = rope->interleaved};
+    fuse_flush(d);
     launch_qkv_rope_cache(d->stream, qkv, &d->kv[a->group][a->layer_in_group], &d->arrays[a->group],
                           &shape, &r, q_norm ? &q : NULL, k_norm ? &k : NULL);
     cuda_note(d, "qkv_rope_cache");
@@ -311,22 +306,33 @@ static void cuda_qkv_rope_cache(struct device *d, void *qkv, const struct attn_s
 static void cuda_attention(struct device *d, void *out, const void *qkv, const struct attn_spec *a)
 {
     struct attn_shape shape = attn_shape(d, a);
+    fuse_flush(d);
     launch_attention(d->stream, out, qkv, &d->kv[a->group][a->layer_in_group], &d->arrays[a->group],
                      &shape, &d->plan[a->group]);
     cuda_note(d, "attention");
-}
-
-static void cuda_act(struct device *d, void *y, const void *x, enum act_kind kind, bool gated,
-                     int rows, int n)
-{
-    launch_act(d->stream, y, x, (int)kind, gated, rows, n);
-    cuda_note(d, "act");
 }
 
 static void cuda_logits(struct device *d, float *logits, const struct weight *w, const void *x,
                         int first, int n, float scale, float softcap)
 {
     size_t bytes = (size_t)n * (size_t)w->cols * 2;
+    fuse_flush(d);
+    if (n <= NARROW_MAX && narrow_takes(w)) {
+        struct narrow_args a = {.w = w->data,
+                                .rows = w->rows,
+                                .cols = w->cols,
+                                .x = x,
+                                .row_of = d->arrays[0].logit_row + first,
+                                .m = n,
+                                .bias = w->bias,
+                                .y = logits,
+                                .out_f32 = true,
+                                .scale = scale,
+                                .softcap = softcap};
+        launch_narrow(d->stream, &a, d->n_sms);
+        cuda_note(d, "logits");
+        return;
+    }
     if (bytes > d->gathered_bytes) { /* grows during warm-up only */
         cudaFree(d->gathered);
         d->gathered_bytes = cudaMalloc(&d->gathered, bytes) == cudaSuccess ? bytes : 0;
@@ -346,9 +352,72 @@ static void cuda_logits(struct device *d, float *logits, const struct weight *w,
 static enum sl_status cuda_fetch(struct device *d, void *host, const void *from, size_t bytes,
                                  struct sl_err *err)
 {
+    fuse_flush(d);
     cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, d->stream);
     cuda_note(d, "fetch");
     return step_end(d, err);
+}
+
+/* ---- drawing tokens ------------------------------------------------------------------------ */
+
+static size_t cuda_draw_bytes(int rows, int vocab_size)
+{
+    return (size_t)rows * (size_t)vocab_size * (sizeof(float) + sizeof(uint32_t));
+}
+
+static enum sl_status cuda_draw_plan(struct device *d, const struct batch_limits *limits, int rows,
+                                     int vocab_size, struct sl_err *err)
+{
+    size_t n = (size_t)rows * (size_t)vocab_size;
+    cudaFree(d->draw_work);
+    cudaFree(d->draw_count);
+    d->draw_rows = rows;
+    d->vocab_size = vocab_size;
+    d->draw_work = cuda_alloc(d, n * sizeof *d->draw_work, "logits to draw from", err);
+    d->draw_count = cuda_alloc(d, n * sizeof *d->draw_count, "penalties", err);
+    if (!d->draw_work || !d->draw_count)
+        return SL_ENOMEM;
+    return step_reserve(d, limits, err);
+}
+
+static void cuda_expect(struct device *d, const struct draw_rows *rows)
+{
+    d->draws = rows;
+}
+
+static void cuda_draw(struct device *d, const float *logits, int first, int n)
+{
+    const struct draw_rows *rows = d->draws;
+    const struct step_slot *slot = &d->slot[(d->n_begun - 1) % CUDA_DEPTH];
+    int g = d->seen_group < 0 ? 0 : d->seen_group;
+    struct draw_args a = {
+        .logits = logits,
+        .first_logit = first,
+        .n_logits = n,
+        .n = d->vocab_size,
+        .row = d->draw_row,
+        .word = d->draw_word,
+        .max_rows = d->draw_rows,
+        .work = d->draw_work,
+        .count = d->draw_count,
+        .seen = d->seen,
+        .block_start = d->arrays[g].block_start,
+        .block = d->arrays[g].block,
+        .block_size = d->block_size,
+        .table = d->table,
+        .result = slot->result,
+        .top = slot->top,
+    };
+    /* Sample rows are in order of their logits. */
+    int begin = 0, end;
+    while (begin < rows->n_rows && d->batch->sample[begin].logit < first)
+        begin++;
+    for (end = begin; end < rows->n_rows && d->batch->sample[end].logit < first + n;)
+        end++;
+    a.first_row = begin;
+    if (end > begin)
+        launch_draw(d->stream, &a, end - begin);
+    cuda_note(d, "draw");
 }
 
 static void cuda_destroy(struct device *d)
@@ -361,6 +430,9 @@ static void cuda_destroy(struct device *d)
     step_fini(d);
     gemm_fini(d);
     cudaFree(d->partial);
+    cudaFree(d->seen);
+    cudaFree(d->draw_work);
+    cudaFree(d->draw_count);
     cudaFree(d->gathered);
     for (int i = 0; i < 2; i++) {
         cudaFreeHost(d->staging[i]);
@@ -387,19 +459,27 @@ static const struct ops cuda_ops = {
     .supports = cuda_supports,
     .weight_prepare = cuda_weight_prepare,
     .weight_release = cuda_weight_release,
+    .makes_up = true,
     .vector_prepare = cuda_vector_prepare,
     .kv_create = cuda_kv_create,
     .begin = step_begin,
     .end = step_end,
     .embed = cuda_embed,
-    .add_norm = cuda_add_norm,
+    .add_norm = fuse_add_norm,
     .norm = cuda_norm,
-    .linear = cuda_linear,
+    .linear = fuse_linear,
     .qkv_rope_cache = cuda_qkv_rope_cache,
     .attention = cuda_attention,
-    .act = cuda_act,
+    .act = fuse_act,
     .logits = cuda_logits,
     .fetch = cuda_fetch,
+    .depth = CUDA_DEPTH,
+    .draw_bytes = cuda_draw_bytes,
+    .draw_plan = cuda_draw_plan,
+    .expect = cuda_expect,
+    .draw = cuda_draw,
+    .launched = step_launched,
+    .collect = step_collect,
     .destroy = cuda_destroy,
 };
 
@@ -413,6 +493,9 @@ enum sl_status cuda_device_create(const struct ops **ops, struct device **out, s
         return SL_FAIL(err, SL_ENOMEM, "no memory for the CUDA device");
     enum sl_status st = cuda_check(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking),
                                    "making a stream", err);
+    if (st == SL_OK)
+        st = cuda_check(cudaDeviceGetAttribute(&d->n_sms, cudaDevAttrMultiProcessorCount, 0),
+                        "asking for multiprocessors", err);
     for (int i = 0; st == SL_OK && i < 2; i++) {
         st = cuda_check(cudaHostAlloc(&d->staging[i], STAGING_BYTES, cudaHostAllocDefault),
                         "a staging buffer", err);

@@ -11,7 +11,21 @@
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
-enum { STAGING_BYTES = 16 << 20, N_GEMM_CHOICES = 1024 };
+enum { STAGING_BYTES = 16 << 20, N_GEMM_CHOICES = 1024, CUDA_DEPTH = 2 };
+
+/* A launch that waits for the next op, which may become part of it (fuse.c). */
+struct held {
+    enum { HELD_NOTHING, HELD_NORM, HELD_LINEAR } kind;
+    struct narrow_args a; /* HELD_NORM: h, norm and x_out, m, cols */
+};
+
+/* One of the steps that may be in flight: pinned memory, reused when the step was collected. */
+struct step_slot {
+    int32_t *upload;
+    struct draw_result *result; /* [max_samples]: kernels write them here */
+    struct draw_top *top;       /* [max_samples][DRAW_TOP_MAX] */
+    cudaEvent_t done;
+};
 
 /* The cuBLASLt kernel kept for one shape: chosen at first use, never measured. */
 struct gemm_choice {
@@ -46,13 +60,29 @@ struct device {
     size_t block_bytes[KV_GROUPS_MAX]; /* of K (or V) of one block and layer */
     void *partial;
     size_t max_parts;
+    int32_t *seen;  /* the token at each KV slot of group seen_group */
+    int seen_group; /* the first without a window, -1: all have one */
+    int n_sms;
 
     /* the step in progress */
     const struct batch *batch;
-    int32_t *upload_host, *upload_device; /* pinned, and its copy */
+    struct step_slot slot[CUDA_DEPTH];
+    uint64_t n_begun, n_collected;
+    int32_t *upload_host, *upload_device; /* of the slot, and its copy */
     size_t upload_used, upload_cap;       /* in words of 4 bytes */
+    int32_t *table;                       /* [max_seqs][TABLE_DEPTH] */
     struct step_arrays arrays[KV_GROUPS_MAX];
     struct attn_plan plan[KV_GROUPS_MAX];
+
+    struct held held;
+
+    /* drawing tokens */
+    const struct draw_rows *draws;   /* of the next step */
+    const struct draw_row *draw_row; /* on the device */
+    const int32_t *draw_word;
+    float *draw_work; /* [draw_rows, vocab_size], and as many counters */
+    uint32_t *draw_count;
+    int draw_rows, vocab_size;
 };
 
 enum sl_status cuda_check(cudaError_t e, const char *what, struct sl_err *err);
@@ -63,7 +93,21 @@ void cuda_note(struct device *d, const char *kernel);
 enum sl_status step_begin(struct device *d, const struct batch *b, struct sl_err *err);
 enum sl_status step_end(struct device *d,
                         struct sl_err *err); /* waits; SL_EDEVICE names the kernel */
+enum sl_status step_reserve(struct device *d, const struct batch_limits *l, struct sl_err *err);
+enum sl_status step_launched(struct device *d, struct sl_err *err);
+enum sl_status step_collect(struct device *d, const struct draw_result **result,
+                            const struct draw_top **top, struct sl_err *err);
 void step_fini(struct device *d);
+
+/* fuse.c */
+void fuse_flush(struct device *d); /* before anything else is launched */
+void fuse_add_norm(struct device *d, void *x, float *h, const void *add, float add_scale,
+                   const struct norm *norm, int rows, int n);
+void fuse_linear(struct device *d, void *y, const struct weight *w, const void *x, int rows);
+void fuse_act(struct device *d, void *y, const void *x, enum act_kind kind, bool gated, int rows,
+              int n);
+bool narrow_takes(const struct weight *w);
+struct norm_args norm_args(const struct norm *n); /* device.c */
 
 /* gemm.c */
 enum sl_status gemm_init(struct device *d, struct sl_err *err);

@@ -17,8 +17,14 @@ static int blocks_for(size_t n, int per_block)
 __global__ void embed_kernel(float *h, const bf16 *table, struct step_arrays a, int n, float scale,
                              const bf16 *pos_table, int pos_offset)
 {
-    size_t r = blockIdx.x, token = (size_t)a.token[r];
-    size_t p = (size_t)(a.pos[r] + pos_offset);
+    begin();
+    size_t r = blockIdx.x, p = (size_t)(a.pos[r] + pos_offset);
+    int id = a.token[r];
+    if (id < 0) /* bad logits end the sequence: what its next row computes is thrown away */
+        id = max(a.table[(size_t)~id * TABLE_DEPTH + a.pos[r] % TABLE_DEPTH], 0);
+    if (a.seen && threadIdx.x == 0 && a.seen_slot[r] >= 0)
+        a.seen[a.seen_slot[r]] = id;
+    size_t token = (size_t)id;
     for (int i = threadIdx.x; i < n; i += blockDim.x) {
         float v = to_f(table[token * n + i]) * scale;
         if (pos_table)
@@ -31,49 +37,41 @@ extern "C" void launch_embed(cuda_stream s, float *h, const void *table,
                              const struct step_arrays *a, int n, float scale, const void *pos_table,
                              int pos_offset)
 {
-    embed_kernel<<<a->n_tokens, THREADS, 0, s>>>(h, (const bf16 *)table, *a, n, scale,
-                                                 (const bf16 *)pos_table, pos_offset);
+    launch_after(s, embed_kernel, dim3(a->n_tokens), dim3(THREADS), 0, h, (const bf16 *)table, *a,
+                 n, scale, (const bf16 *)pos_table, pos_offset);
 }
 
-__device__ __forceinline__ float normed(float v, float mean, float factor, const norm_args &k,
-                                        int i)
+/* Four values a thread, out of one 64-bit word. */
+__global__ void make_up_kernel(bf16 *out, size_t n, uint64_t key, float unit)
 {
-    v = (v - mean) * factor;
-    if (k.w)
-        v *= k.w[i];
-    return k.b ? v + k.b[i] : v;
+    begin();
+    size_t step = (size_t)gridDim.x * blockDim.x * 4;
+    for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 4; i < n; i += step) {
+        uint64_t z = key + i * 0x9e3779b97f4a7c15u;
+        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+        z ^= z >> 31;
+        for (size_t j = i; j < i + 4 && j < n; j++, z >>= 16)
+            out[j] = to_bf((float)(int16_t)z * unit);
+    }
 }
 
-/* Mean (0 for rms) and 1 / sqrt(variance + eps) of a row of n values, get(i) giving each. */
-template <class F>
-__device__ __forceinline__ void moments(F get, int n, const norm_args &k, float *mean,
-                                        float *factor)
+extern "C" void launch_make_up(cuda_stream s, void *out, size_t n, uint64_t key, float width)
 {
-    __shared__ float scratch[32];
-    float sum = 0;
-    *mean = 0;
-    if (!k.rms) {
-        for (int i = threadIdx.x; i < n; i += 256)
-            sum += get(i);
-        *mean = block_sum<256>(sum, scratch) / n;
-    }
-    sum = 0;
-    for (int i = threadIdx.x; i < n; i += 256) {
-        float d = get(i) - *mean;
-        sum += d * d;
-    }
-    *factor = rsqrtf(block_sum<256>(sum, scratch) / n + k.eps);
+    launch_after(s, make_up_kernel, dim3(132 * 16), dim3(THREADS), 0, (bf16 *)out, n, key,
+                 width / 32768);
 }
 
 /* One block a row: h += add * scale, then x = norm(h). h is read once more from L1. */
 __global__ void __launch_bounds__(256)
     add_norm_kernel(bf16 *x, float *h, const bf16 *add, float add_scale, norm_args k, int n)
 {
+    begin();
     h += (size_t)blockIdx.x * n;
     if (add) {
         add += (size_t)blockIdx.x * n;
         for (int i = threadIdx.x; i < n; i += 256)
-            h[i] += to_f(add[i]) * add_scale;
+            h[i] = __fmaf_rn(to_f(add[i]), add_scale, h[i]);
     }
     if (!x)
         return;
@@ -88,12 +86,13 @@ extern "C" void launch_add_norm(cuda_stream s, void *x, float *h, const void *ad
                                 const struct norm_args *norm, int rows, int n)
 {
     norm_args none = {};
-    add_norm_kernel<<<rows, 256, 0, s>>>((bf16 *)x, h, (const bf16 *)add, add_scale,
-                                         norm ? *norm : none, n);
+    launch_after(s, add_norm_kernel, dim3(rows), dim3(256), 0, (bf16 *)x, h, (const bf16 *)add,
+                 add_scale, norm ? *norm : none, n);
 }
 
 __global__ void __launch_bounds__(256) norm_kernel(bf16 *y, const bf16 *x, norm_args k, int n)
 {
+    begin();
     x += (size_t)blockIdx.x * n;
     y += (size_t)blockIdx.x * n;
     float mean, factor;
@@ -105,29 +104,13 @@ __global__ void __launch_bounds__(256) norm_kernel(bf16 *y, const bf16 *x, norm_
 extern "C" void launch_norm(cuda_stream s, void *y, const void *x, const struct norm_args *norm,
                             int rows, int n)
 {
-    norm_kernel<<<rows, 256, 0, s>>>((bf16 *)y, (const bf16 *)x, *norm, n);
-}
-
-/* Numbered as enum act_kind. */
-__device__ __forceinline__ float activate(int kind, float x)
-{
-    switch (kind) {
-    case 0:
-        return x / (1 + __expf(-x));
-    case 1:
-        return 0.5f * x * (1 + erff(x * 0.70710678f));
-    case 2:
-        return 0.5f * x * (1 + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
-    case 3:
-        return x > 0 || isnan(x) ? x : 0;
-    default:
-        return x > 0 || isnan(x) ? x * x : 0;
-    }
+    launch_after(s, norm_kernel, dim3(rows), dim3(256), 0, (bf16 *)y, (const bf16 *)x, *norm, n);
 }
 
 /* Eight values a thread; n % 8 == 0. */
 __global__ void act_kernel(bf16 *y, const bf16 *x, int kind, bool gated, size_t total, int n)
 {
+    begin();
     size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (at >= total)
         return;
@@ -148,12 +131,13 @@ extern "C" void launch_act(cuda_stream s, void *y, const void *x, int kind, bool
                            int n)
 {
     size_t total = (size_t)rows * n;
-    act_kernel<<<blocks_for(total / 8, THREADS), THREADS, 0, s>>>((bf16 *)y, (const bf16 *)x, kind,
-                                                                  gated, total, n);
+    launch_after(s, act_kernel, dim3(blocks_for(total / 8, THREADS)), dim3(THREADS), 0, (bf16 *)y,
+                 (const bf16 *)x, kind, gated, total, n);
 }
 
 __global__ void add_bias_kernel(bf16 *y, const float *bias, size_t total, int n)
 {
+    begin();
     size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (at < total)
         y[at] = to_bf(to_f(y[at]) + bias[at % n]);
@@ -162,11 +146,13 @@ __global__ void add_bias_kernel(bf16 *y, const float *bias, size_t total, int n)
 extern "C" void launch_add_bias(cuda_stream s, void *y, const float *bias, int rows, int n)
 {
     size_t total = (size_t)rows * n;
-    add_bias_kernel<<<blocks_for(total, THREADS), THREADS, 0, s>>>((bf16 *)y, bias, total, n);
+    launch_after(s, add_bias_kernel, dim3(blocks_for(total, THREADS)), dim3(THREADS), 0, (bf16 *)y,
+                 bias, total, n);
 }
 
 __global__ void gather_rows_kernel(bf16 *out, const bf16 *x, const int32_t *row, int width)
 {
+    begin();
     const bf16 *from = x + (size_t)row[blockIdx.x] * width;
     for (int i = threadIdx.x; i < width; i += blockDim.x)
         out[(size_t)blockIdx.x * width + i] = from[i];
@@ -175,12 +161,14 @@ __global__ void gather_rows_kernel(bf16 *out, const bf16 *x, const int32_t *row,
 extern "C" void launch_gather_rows(cuda_stream s, void *out, const void *x, const int32_t *row,
                                    int n, int width)
 {
-    gather_rows_kernel<<<n, THREADS, 0, s>>>((bf16 *)out, (const bf16 *)x, row, width);
+    launch_after(s, gather_rows_kernel, dim3(n), dim3(THREADS), 0, (bf16 *)out, (const bf16 *)x,
+                 row, width);
 }
 
 __global__ void finish_logits_kernel(float *logits, const float *bias, size_t total, int n,
                                      float scale, float softcap)
 {
+    begin();
     size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= total)
         return;
@@ -192,14 +180,15 @@ extern "C" void launch_finish_logits(cuda_stream s, float *logits, const float *
                                      int n, float scale, float softcap)
 {
     size_t total = (size_t)rows * n;
-    finish_logits_kernel<<<blocks_for(total, THREADS), THREADS, 0, s>>>(logits, bias, total, n,
-                                                                        scale, softcap);
+    launch_after(s, finish_logits_kernel, dim3(blocks_for(total, THREADS)), dim3(THREADS), 0,
+                 logits, bias, total, n, scale, softcap);
 }
 
 /* Copies happen in order, for one may read what another wrote: every thread owns the same 16 bytes
  * of each KV block and goes through the list. */
 __global__ void copy_blocks_kernel(char *cache, const int32_t *src_dst, int n_copies, size_t bytes)
 {
+    begin();
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= bytes / 16)
         return;
@@ -212,8 +201,8 @@ __global__ void copy_blocks_kernel(char *cache, const int32_t *src_dst, int n_co
 extern "C" void launch_copy_blocks(cuda_stream s, void *cache, const int32_t *src_dst, int n_copies,
                                    size_t block_bytes)
 {
-    copy_blocks_kernel<<<blocks_for(block_bytes / 16, THREADS), THREADS, 0, s>>>(
-        (char *)cache, src_dst, n_copies, block_bytes);
+    launch_after(s, copy_blocks_kernel, dim3(blocks_for(block_bytes / 16, THREADS)), dim3(THREADS),
+                 0, (char *)cache, src_dst, n_copies, block_bytes);
 }
 
 /* One warp a (token, head): heads are q, then k, then v. Lane l owns elements l, l + 32, ... in
@@ -222,6 +211,7 @@ __global__ void qkv_rope_cache_kernel(bf16 *qkv, struct kv_cache kv, struct step
                                       attn_shape shape, rope_args rope, norm_args q_norm,
                                       bool has_q_norm, norm_args k_norm, bool has_k_norm)
 {
+    begin();
     extern __shared__ float heads_shared[];
     int n = shape.head_dim, n_total = shape.n_heads + 2 * shape.n_kv_heads;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -271,6 +261,8 @@ __global__ void qkv_rope_cache_kernel(bf16 *qkv, struct kv_cache kv, struct step
     }
     int kv_head = (head - shape.n_heads) % shape.n_kv_heads;
     int32_t slot = a.slot[r];
+    if (slot < 0)
+        return;
     size_t block = slot / shape.block_size, offset = slot % shape.block_size;
     bf16 *to = (bf16 *)(is_v ? kv.v : kv.k) +
                ((block * shape.n_kv_heads + kv_head) * shape.block_size + offset) * n;
@@ -287,7 +279,8 @@ extern "C" void launch_qkv_rope_cache(cuda_stream s, void *qkv, const struct kv_
     int heads = shape->n_heads + 2 * shape->n_kv_heads;
     norm_args none = {};
     dim3 grid(a->n_tokens, (heads + warps - 1) / warps);
-    qkv_rope_cache_kernel<<<grid, warps * 32, warps * shape->head_dim * sizeof(float), s>>>(
-        (bf16 *)qkv, *kv, *a, *shape, *rope, q_norm ? *q_norm : none, q_norm != NULL,
-        k_norm ? *k_norm : none, k_norm != NULL);
+    launch_after(s, qkv_rope_cache_kernel, grid, dim3(warps * 32),
+                 (int)(warps * shape->head_dim * sizeof(float)), (bf16 *)qkv, *kv, *a, *shape,
+                 *rope, q_norm ? *q_norm : none, q_norm != NULL, k_norm ? *k_norm : none,
+                 k_norm != NULL);
 }

@@ -1,0 +1,106 @@
+/* fuse.c - products of a few rows take in what stands before and after them.
+ *
+ * The forward pass asks for one op after the other. With few rows each is a microsecond or two of
+ * work, and a launch costs as much; so a norm or a narrow product is held back until the next op is
+ * known. norm + product: the product norms its own input. product + residual addition, product +
+ * gated activation: the product does it as it writes. Anything else launches what is held first.
+ * Bits are the same either way (narrow.cu).
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "backend/cuda/device.h"
+
+bool narrow_takes(const struct weight *w)
+{
+    return w->format == W_BF16 && w->cols % 8 == 0;
+}
+
+static void run_narrow(struct device *d, const struct narrow_args *a)
+{
+    d->held.kind = HELD_NOTHING;
+    launch_narrow(d->stream, a, d->n_sms);
+    cuda_note(d, "a narrow product");
+}
+
+static void run_norm(struct device *d, void *x, float *h, const void *add, float add_scale,
+                     const struct norm_args *norm, int rows, int n)
+{
+    launch_add_norm(d->stream, x, h, add, add_scale, norm, rows, n);
+    cuda_note(d, "add_norm");
+}
+
+void fuse_flush(struct device *d)
+{
+    struct held *held = &d->held;
+    struct narrow_args a = held->a;
+    if (held->kind == HELD_LINEAR)
+        run_narrow(d, &a);
+    if (held->kind == HELD_NORM) {
+        held->kind = HELD_NOTHING;
+        run_norm(d, a.x_out, (float *)a.h, NULL, 0, &a.norm, a.m, a.cols);
+    }
+}
+
+void fuse_linear(struct device *d, void *y, const struct weight *w, const void *x, int rows)
+{
+    struct held *held = &d->held;
+    if (rows > NARROW_MAX || !narrow_takes(w)) {
+        fuse_flush(d);
+        gemm_run(d, y, false, w, x, rows);
+        if (w->bias) {
+            launch_add_bias(d->stream, y, w->bias, rows, w->rows);
+            cuda_note(d, "add_bias");
+        }
+        return;
+    }
+    struct narrow_args a = {
+        .w = w->data, .rows = w->rows, .cols = w->cols, .x = x, .m = rows, .bias = w->bias, .y = y};
+    if (held->kind == HELD_NORM && held->a.x_out == x) {
+        a.h = held->a.h;
+        a.x_out = held->a.x_out;
+        a.norm = held->a.norm;
+    } else {
+        fuse_flush(d);
+    }
+    *held = (struct held){.kind = HELD_LINEAR, .a = a};
+}
+
+void fuse_add_norm(struct device *d, void *x, float *h, const void *add, float add_scale,
+                   const struct norm *norm, int rows, int n)
+{
+    struct held *held = &d->held;
+    struct norm_args k = norm ? norm_args(norm) : (struct norm_args){0};
+    if (held->kind == HELD_LINEAR && add && held->a.y == add) {
+        struct narrow_args a = held->a;
+        a.residual = h;
+        a.add_scale = add_scale;
+        run_narrow(d, &a);
+        add = NULL;
+    }
+    fuse_flush(d);
+    if (!add && !x)
+        return;
+    if (!add && norm && rows <= NARROW_NORM_MAX) {
+        *held = (struct held){
+            .kind = HELD_NORM,
+            .a = {.h = h, .x_out = x, .norm = k, .m = rows, .cols = n},
+        };
+        return;
+    }
+    run_norm(d, x, h, add, add_scale, norm ? &k : NULL, rows, n);
+}
+
+void fuse_act(struct device *d, void *y, const void *x, enum act_kind kind, bool gated, int rows,
+              int n)
+{
+    struct held *held = &d->held;
+    if (held->kind == HELD_LINEAR && held->a.y == x && gated && !held->a.bias && n % 16 == 0) {
+        struct narrow_args a = held->a;
+        a.gated = true;
+        a.act = (int)kind;
+        a.y = y;
+        run_narrow(d, &a);
+        return;
+    }
+    fuse_flush(d);
+    launch_act(d->stream, y, x, (int)kind, gated, rows, n);
+    cuda_note(d, "act");
+}
