@@ -65,7 +65,7 @@ static json_t *ids_json(const int32_t *ids, int n)
     return list;
 }
 
-static json_t *choice_json(const struct offline_choice *c, int index)
+static json_t *choice_json(const struct offline_choice *c, int index, bool beams)
 {
     json_t *o = json_pack("{s:i, s:s%, s:o, s:s}", "index", index, "text", c->text ? c->text : "",
                           c->text_bytes, "token_ids", ids_json(c->tokens, c->n_tokens),
@@ -78,6 +78,10 @@ static json_t *choice_json(const struct offline_choice *c, int index)
         json_object_set_new(o, "stop_reason", json_string(c->stop_string));
     else
         json_object_set_new(o, "stop_reason", json_null());
+    if (isfinite(c->cumulative_logprob))
+        json_object_set_new(o, "cumulative_logprob", json_real(c->cumulative_logprob));
+    if (isfinite(c->score) && beams)
+        json_object_set_new(o, "score", json_real(c->score));
     if (c->entry_counts) {
         json_t *all = json_array();
         for (int i = 0, at = 0; i < c->n_tokens; at += c->entry_counts[i++])
@@ -118,7 +122,8 @@ static json_t *job_json(const struct prompt *p, const struct offline_job *job, i
         json_object_set_new(o, "prompt_logprobs", prompt_logprobs_json(job));
     json_t *outputs = json_array();
     for (int i = 0; i < job->n_choices; i++)
-        json_array_append_new(outputs, choice_json(&job->choices[i], i));
+        json_array_append_new(outputs,
+                              choice_json(&job->choices[i], i, job->params.use_beam_search));
     json_object_set_new(o, "outputs", outputs);
     json_object_set_new(o, "usage",
                         json_pack("{s:i, s:i, s:i}", "prompt_tokens", job->usage.prompt_tokens,

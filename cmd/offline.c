@@ -108,6 +108,8 @@ static void take_output(struct offline *o, struct offline_job *job, const struct
     c->finish = out->finish;
     c->stop_kind = out->stop_kind;
     c->stop_token = out->stop_token;
+    c->cumulative_logprob = out->cumulative_logprob;
+    c->score = out->score;
     c->stop_string = out->stop_string ? xstrdup(out->stop_string) : NULL;
     if (out->finish == SL_ERROR && out->error && !job->err.code)
         job->err = *out->error;

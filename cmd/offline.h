@@ -27,6 +27,7 @@ struct offline_choice {
     enum sl_stop_kind stop_kind;
     int32_t stop_token;
     char *stop_string;
+    double cumulative_logprob, score; /* NaN: not known */
 };
 
 struct offline_job {

@@ -39,7 +39,7 @@ void sampling_from_options(struct sl_sampling_params *p, const struct sampling_o
     }
 }
 
-enum key_kind { KEY_INT, KEY_FLOAT, KEY_BOOL, KEY_INTS, KEY_STRINGS };
+enum key_kind { KEY_INT, KEY_FLOAT, KEY_BOOL, KEY_INTS, KEY_STRINGS, KEY_EARLY };
 
 #define KEY(name_, kind_)                                            \
     {                                                                \
@@ -57,6 +57,10 @@ static const struct {
     size_t off, off_n;
 } keys[] = {
     KEY(n, KEY_INT),
+    KEY(best_of, KEY_INT),
+    KEY(use_beam_search, KEY_BOOL),
+    KEY(length_penalty, KEY_FLOAT),
+    KEY(early_stopping, KEY_EARLY),
     KEY(top_k, KEY_INT),
     KEY(max_tokens, KEY_INT),
     KEY(min_tokens, KEY_INT),
@@ -111,6 +115,13 @@ static bool get_strings(const json_t *value, const char *const **out, int *n)
     return ok;
 }
 
+static bool get_early_stopping(const json_t *value, enum sl_early_stopping *out)
+{
+    bool never = json_is_string(value) && strcmp(json_string_value(value), "never") == 0;
+    *out = never ? SL_EARLY_NEVER : json_is_true(value) ? SL_EARLY_TRUE : SL_EARLY_FALSE;
+    return never || json_is_boolean(value);
+}
+
 static bool get_key(struct sl_sampling_params *p, size_t k, const json_t *value)
 {
     char *at = (char *)p + keys[k].off;
@@ -130,6 +141,8 @@ static bool get_key(struct sl_sampling_params *p, size_t k, const json_t *value)
         return get_ints(value, (const int32_t **)(void *)at, n);
     case KEY_STRINGS:
         return get_strings(value, (const char *const **)(void *)at, n);
+    case KEY_EARLY:
+        return get_early_stopping(value, (enum sl_early_stopping *)(void *)at);
     }
     return false;
 }
@@ -160,8 +173,12 @@ bool sampling_from_json(struct sl_sampling_params *p, const json_t *object, char
         const json_t *value = json_object_get(object, keys[k].name);
         if (!value || json_is_null(value) || get_key(p, k, value))
             continue;
-        static const char *const want[] = {"a whole number", "a number", "true or false",
-                                           "a list of token ids", "a string or a list of strings"};
+        static const char *const want[] = {"a whole number",
+                                           "a number",
+                                           "true or false",
+                                           "a list of token ids",
+                                           "a string or a list of strings",
+                                           "true, false or \"never\""};
         snprintf(why, size, "\"%s\" must be %s", keys[k].name, want[keys[k].kind]);
         return false;
     }

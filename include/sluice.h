@@ -146,8 +146,18 @@ struct sl_logit_bias {
     float bias;
 };
 
+/* When beam search ends, as in transformers: once as many sequences have ended as there are beams
+ * (TRUE), or once none that is under way is likely to do better (FALSE) or can (NEVER). */
+enum sl_early_stopping { SL_EARLY_FALSE = 0, SL_EARLY_TRUE, SL_EARLY_NEVER };
+
 struct sl_sampling_params {
     int n;
+    /* SL_NONE: n. Else so many candidates are computed, and the n with the largest cumulative
+     * logprob are given when all have ended; with use_beam_search it is the number of beams. */
+    int best_of;
+    bool use_beam_search; /* the n best of best_of (or n) beams; nothing is drawn */
+    float length_penalty; /* beam search: score = cumulative logprob / length ^ this; 1 */
+    enum sl_early_stopping early_stopping;
     float presence_penalty, frequency_penalty, repetition_penalty;
     float temperature, top_p, min_p;
     int top_k;
@@ -266,6 +276,9 @@ struct sl_output {
     int32_t stop_token;
     const char *stop_string;
     const struct sl_err *error; /* with SL_ERROR */
+    /* With `finish`, NaN if no logprobs were asked for and neither best_of nor beam search needs
+     * them. score: what beam search ranks by; otherwise the same. */
+    double cumulative_logprob, score;
 };
 
 /* Called on the engine thread when an output may be ready. It must not block, nor call into

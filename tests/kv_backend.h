@@ -50,6 +50,19 @@ static inline int32_t kvb_token(uint64_t seen, const struct sequence *q)
     return (int32_t)(h % KVB_VOCAB);
 }
 
+/* The n best tokens after what was seen, falling by steps of different sizes: what a beam's row
+ * gives. */
+static inline void kvb_candidates(uint64_t seen, uint64_t seed, int n, struct sl_logprob *e)
+{
+    uint64_t h = kvb_mix(seen ^ kvb_mix(seed));
+    float lp = -0.01f;
+    for (int i = 0; i < n; i++) {
+        h = kvb_mix(h);
+        lp -= (float)(1 + h % 64) / 64.0f * (i ? 1.0f : 0.25f);
+        e[i] = (struct sl_logprob){(int32_t)((seen + (uint64_t)i * 7) % KVB_VOCAB), i + 1, lp};
+    }
+}
+
 static inline int kvb_lowest(const struct kv_layout *l, int group, int pos)
 {
     int window = l->group[group].window;
@@ -110,8 +123,8 @@ static inline void kvb_compute(struct kv_backend *k, const struct batch *b)
         }
 }
 
-static inline int32_t kvb_sample(struct kv_backend *k, const struct batch *b,
-                                 const struct sample_row *row)
+static inline uint64_t kvb_row_seen(struct kv_backend *k, const struct batch *b,
+                                    const struct sample_row *row)
 {
     const struct kv_layout *l = &k->be.layout;
     int r = b->logit_row[row->logit], s = 0;
@@ -121,7 +134,13 @@ static inline int32_t kvb_sample(struct kv_backend *k, const struct batch *b,
     for (int g = 0; g < l->n_groups; g++)
         for (int p = kvb_lowest(l, g, row->pos - 1); p < row->pos; p++)
             sum += kvb_mix(*kvb_cell(k, b, g, s, p) + (uint64_t)g);
-    int32_t token = kvb_token(sum, row->seq);
+    return sum;
+}
+
+static inline int32_t kvb_sample(struct kv_backend *k, const struct batch *b,
+                                 const struct sample_row *row)
+{
+    int32_t token = kvb_token(kvb_row_seen(k, b, row), row->seq);
     k->table[row->seq_row * k->max_len + row->pos] = token;
     return token;
 }
@@ -149,8 +168,15 @@ static inline enum sl_status kvb_collect(struct backend *be, struct step_result 
     r->n_samples = b->n_samples;
     r->n_plogprobs = b->n_plogprobs;
     for (int i = 0; i < b->n_samples; i++) {
+        const struct seq_params *sp = &b->sample[i].seq->req->params;
         r->token[i] = kvb_sample(k, b, &b->sample[i]);
         r->lp_start[i] = n_lp;
+        if (sp->beam_width && step_result_reserve(&r->lp, &r->cap_lp, n_lp, sp->n_beam_top)) {
+            kvb_candidates(kvb_row_seen(k, b, &b->sample[i]), sp->seed, sp->n_beam_top,
+                           r->lp + n_lp);
+            n_lp += sp->n_beam_top;
+            continue;
+        }
         if (b->sample[i].seq->req->params.p.logprobs != SL_NONE &&
             step_result_reserve(&r->lp, &r->cap_lp, n_lp, 1))
             r->lp[n_lp++] = (struct sl_logprob){.token = r->token[i], .rank = 1};

@@ -111,6 +111,8 @@ struct seq_params {
     int n_all_stop_ids;
     int32_t eos_token; /* the primary EOS, -1: none; ignored with ignore_eos */
     int max_tokens;    /* resolved, >= 0 */
+    int beam_width;    /* 0: no beam search */
+    int n_beam_top;    /* the best tokens of a beam's row that are candidates */
     uint64_t seed;     /* resolved: the request's, or drawn at submission */
 };
 
@@ -123,8 +125,10 @@ struct request {
     int32_t *prompt;
     int n_prompt;
     struct seq_params params;
-    struct sequence **seq;  /* [n_seqs]: choice i is seq[i] */
+    struct sequence *
+        *seq; /* [n_seqs]: choice i is seq[i]; of a beam search: its beams, any order */
     int n_seqs, n_finished; /* the scheduler counts n_finished, aborted choices included */
+    struct beam *beam;      /* scheduler: the state of a beam search, NULL: none */
     bool forked; /* choices 1.. exist from the first sampled token on, sharing choice 0's blocks */
     /* Its tokens are made on the host: it has no place in a step planned while a token of it is in
      * flight. */

@@ -3,6 +3,8 @@
 
 #include "engine/vec.h"
 
+#include <math.h>
+
 static enum sl_status no_memory(struct sl_err *err)
 {
     return SL_FAIL(err, SL_ENOMEM, "no memory for a request's output");
@@ -10,7 +12,7 @@ static enum sl_status no_memory(struct sl_err *err)
 
 void choice_init(struct choice *c, int index)
 {
-    *c = (struct choice){.index = index};
+    *c = (struct choice){.index = index, .shown_as = index};
     strbuf_init(&c->text, 0);
     strbuf_init(&c->out, 0);
     strbuf_init(&c->logged, 0);
@@ -67,8 +69,11 @@ static enum sl_status append_token(struct choice *c, const struct event *ev,
         !vec_room(&c->lp_start, &c->cap_start, n + 2, sizeof *c->lp_start) ||
         !vec_room(&c->lp, &c->cap_lp, c->n_lp + n_lp, sizeof *c->lp))
         return no_memory(err);
-    if (n_lp)
+    if (n_lp) {
         memcpy(c->lp + c->n_lp, lp, n_lp * sizeof *lp);
+        c->sum += (double)lp->logprob;
+        c->n_ranked++;
+    }
     c->lp_start[n] = (int)c->n_lp;
     c->n_lp += n_lp;
     c->lp_start[n + 1] = (int)c->n_lp;
@@ -187,7 +192,7 @@ enum sl_status choice_output(struct choice *c, const struct choice_rules *r, str
                              struct sl_err *err)
 {
     size_t end = ready_text(c, r);
-    bool want_lp = r->p->logprobs != SL_NONE || r->p->n_logprob_token_ids;
+    bool want_lp = r->show_logprobs;
     strbuf_clear(&c->out);
     if (end > c->sent)
         strbuf_add(&c->out, c->text.data + (c->sent - c->base), end - c->sent);
@@ -203,7 +208,7 @@ enum sl_status choice_output(struct choice *c, const struct choice_rules *r, str
     for (size_t i = c->n_new; i-- > 0 && c->finish != SL_RUNNING;)
         c->text_end[i] = c->text_end[i] < end ? c->text_end[i] : end;
     *out = (struct sl_output){
-        .index = c->index,
+        .index = c->shown_as,
         .text = c->out.len ? c->out.data : "",
         .text_bytes = c->out.len,
         .tokens = c->tokens,
@@ -214,7 +219,11 @@ enum sl_status choice_output(struct choice *c, const struct choice_rules *r, str
         .stop_kind = c->stop_kind,
         .stop_token = c->stop_token,
         .stop_string = c->stop_string,
+        .cumulative_logprob = c->n_ranked == c->n_tokens ? c->sum : NAN,
     };
+    out->score = out->cumulative_logprob;
+    if (r->beams && c->n_tokens)
+        out->score /= pow(c->n_tokens, (double)r->p->length_penalty);
     c->started = true;
     c->ended = c->finish != SL_RUNNING;
     return SL_OK;

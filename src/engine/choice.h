@@ -24,10 +24,16 @@ struct choice_rules {
     struct stop_strings stop;
     int stream_interval;
     size_t max_log_bytes; /* of the text kept for the log, 0: none */
+    bool show_logprobs;   /* asked for, not only needed to rank choices */
+    bool beams;           /* choices are ranked by sum / length ^ length_penalty */
 };
 
 struct choice {
-    int index, n_tokens; /* generated */
+    int index;    /* as the engine numbers them */
+    int shown_as; /* as the caller does: the same, or its rank */
+    int n_tokens; /* generated */
+    int n_ranked; /* of them with a logprob */
+    double sum;   /* of their logprobs */
     enum sl_finish finish;
     enum sl_stop_kind stop_kind;
     int32_t stop_token;

@@ -29,6 +29,8 @@ void sl_sampling_params_init(struct sl_sampling_params *p)
 {
     *p = (struct sl_sampling_params){
         .n = 1,
+        .best_of = SL_NONE,
+        .length_penalty = 1,
         .repetition_penalty = 1,
         .temperature = 1,
         .top_p = 1,

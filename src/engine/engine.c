@@ -91,6 +91,8 @@ enum sl_status engine_start(struct sl_engine *e, struct sl_err *err)
         st = setup_take_memory(e, err);
     if (st)
         return st;
+    int max_beams = sched_max_beams(core_sched(e->core));
+    e->limits.max_beams = max_beams > 0 ? max_beams : -1;
     e->stats.last_ns = clock_mono_ns();
     if (pthread_create(&e->thread, NULL, engine_main, e))
         return SL_FAIL(err, SL_ENOMEM, "engine: no thread could be started");

@@ -32,6 +32,7 @@ struct sl_request {
     bool to_wake, told;             /* engine thread; told: an event was sent */
     bool finished;                  /* engine thread: every choice, but a step may name it still */
     int n_open;                     /* engine thread: choices not finished */
+    int n_made, n_choices;          /* fixed: choices that the engine reports; that are given */
     struct event_buf pending;       /* lock */
     sl_wake_fn wake;                /* lock */
     void *wake_ctx;                 /* lock */
@@ -63,9 +64,9 @@ struct sl_request {
 
     /* consumer */
     struct choice_rules rules;
-    struct choice *choice; /* [n_seqs] */
+    struct choice *choice; /* [n_made] */
     struct event_buf taken;
-    int *ready_ring; /* [n_seqs] choices that have an output, oldest first */
+    int *ready_ring; /* [n_made] choices that have an output, oldest first */
     int ready_first, n_ready;
     int n_ended;          /* choices whose last output was given */
     int n_done;           /* choices that have finished, told or not */
@@ -76,6 +77,7 @@ struct sl_request {
     struct sl_usage usage;
     int64_t seen_scheduled_ns;
     bool started; /* the first event was taken */
+    bool ranked;  /* best_of: choice[] is in order, best first */
 };
 
 struct sl_engine {

@@ -130,7 +130,9 @@ static enum sl_status push_event(const struct sl_engine *e, struct sl_request *r
     enum sl_status st = SL_OK;
     mutex_lock(&r->lock);
     size_t unread = event_buf_bytes(&r->pending);
-    if (unread > 0 && unread + bytes > e->cfg.max_unread_bytes)
+    /* A beam search gives all of its answer at once: who reads could not have read any before. */
+    bool counts = !r->core.params.beam_width;
+    if (counts && unread > 0 && unread + bytes > e->cfg.max_unread_bytes)
         st = SL_EAGAIN;
     else if (!event_buf_push(&r->pending, &event, ev->lp))
         st = SL_ENOMEM;
@@ -142,6 +144,8 @@ void engine_sink(void *engine, const struct sched_event *ev)
 {
     struct sl_engine *e = engine;
     struct sl_request *r = ev->seq->req->consumer;
+    if (r->finished)
+        return; /* the rest of a beam search, one of whose events could not be kept */
     if (ev->is_prompt_logprob) {
         take_prompt_logprobs(r, ev);
         return;

@@ -8,7 +8,10 @@
 #include <math.h>
 #include <string.h>
 
-enum { MAX_N = 16384, MAX_LOGPROB_IDS = 128, LIST_BYTES = 512 };
+/* A beam's row has a candidate for every stop token, so their number is bounded there. */
+enum { MAX_N = 16384, MAX_LOGPROB_IDS = 128, LIST_BYTES = 512, MAX_BEAM_STOP_IDS = 128 };
+
+static const float MAX_LENGTH_PENALTY = 10;
 
 static const float LOWEST_TEMPERATURE = 0.01f, GREEDY_BELOW = 1e-5f;
 
@@ -207,6 +210,75 @@ static enum sl_status check_strings(const struct sl_sampling_params *p, struct s
     return SL_OK;
 }
 
+/* ---- several choices ------------------------------------------------------------------------- */
+
+static enum sl_status check_choices(const struct sl_sampling_params *p, struct sl_err *err)
+{
+    if (p->n < 1)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "n", "n must be at least 1, got %d.", p->n);
+    if (p->n > MAX_N)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "n",
+                             "n must be at most %d, got %d. To increase this limit, set the "
+                             "VLLM_MAX_N_SEQUENCES environment variable.",
+                             MAX_N, p->n);
+    if (p->best_of == SL_NONE)
+        return SL_OK;
+    if (p->best_of < 1)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "best_of", "best_of must be at least 1, got %d.",
+                             p->best_of);
+    if (p->best_of < p->n)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "best_of",
+                             "best_of must be greater than or equal to n, got n=%d and "
+                             "best_of=%d.",
+                             p->n, p->best_of);
+    if (p->best_of > MAX_N)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "best_of", "best_of must be at most %d, got %d.",
+                             MAX_N, p->best_of);
+    return SL_OK;
+}
+
+static enum sl_status check_beams(const struct params_limits *l, const struct sl_sampling_params *p,
+                                  struct sl_err *err)
+{
+    const char *name = p->best_of == SL_NONE ? "n" : "best_of";
+    int width = p->best_of == SL_NONE ? p->n : p->best_of;
+    if (!(fabsf(p->length_penalty) <= MAX_LENGTH_PENALTY))
+        return bad_float(err, "length_penalty", "must be in [-10, 10]", p->length_penalty);
+    if ((unsigned)p->early_stopping > SL_EARLY_NEVER)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "early_stopping",
+                             "early_stopping must be True, False, or 'never', got %d.",
+                             (int)p->early_stopping);
+    if (!p->use_beam_search)
+        return SL_OK;
+    if (l->max_beams < 0)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "use_beam_search",
+                             "use_beam_search is not supported with --batching-policy static or "
+                             "request.");
+    if (l->max_beams && width > l->max_beams)
+        return SL_FAIL_PARAM(err, SL_EINVAL, name,
+                             "%s must be at most %d (max_num_seqs) when using beam search, because "
+                             "all beams are computed together, got %d.",
+                             name, l->max_beams, width);
+    if (l->vocab_size && width > l->vocab_size)
+        return SL_FAIL_PARAM(err, SL_EINVAL, name,
+                             "%s must be at most the vocabulary size of %d when using beam search, "
+                             "got %d.",
+                             name, l->vocab_size, width);
+    if (p->n_stop)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "stop",
+                             "stop strings are not supported with beam search; use "
+                             "stop_token_ids.");
+    if (p->n_stop_token_ids > MAX_BEAM_STOP_IDS)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "stop_token_ids",
+                             "stop_token_ids must have at most %d entries when using beam search, "
+                             "got %d.",
+                             MAX_BEAM_STOP_IDS, p->n_stop_token_ids);
+    if (p->repetition_max_pattern > 0)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "repetition_detection",
+                             "repetition_detection is not supported with beam search.");
+    return SL_OK;
+}
+
 /* ---- all of it ------------------------------------------------------------------------------- */
 
 static void normalize_first(struct sl_sampling_params *p)
@@ -225,15 +297,22 @@ static enum sl_status normalize_last(struct sl_sampling_params *p, struct sl_err
 {
     if (p->top_k == -1)
         p->top_k = 0;
+    if (p->use_beam_search)
+        p->temperature = 0; /* nothing is drawn, as in vLLM and transformers */
     if (p->temperature >= GREEDY_BELOW)
         return SL_OK;
     p->temperature = 0;
     p->top_p = 1;
     p->top_k = 0;
     p->min_p = 0;
+    if (p->use_beam_search)
+        return SL_OK;
     if (p->n > 1)
         return SL_FAIL_PARAM(err, SL_EINVAL, "n", "n must be 1 when using greedy sampling, got %d.",
                              p->n);
+    if (p->best_of > 1)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "best_of",
+                             "best_of must be 1 when using greedy sampling, got %d.", p->best_of);
     return SL_OK;
 }
 
@@ -241,14 +320,9 @@ enum sl_status params_check(const struct params_limits *l, struct sl_sampling_pa
                             struct sl_err *err)
 {
     normalize_first(p);
-    if (p->n < 1)
-        return SL_FAIL_PARAM(err, SL_EINVAL, "n", "n must be at least 1, got %d.", p->n);
-    if (p->n > MAX_N)
-        return SL_FAIL_PARAM(err, SL_EINVAL, "n",
-                             "n must be at most %d, got %d. To increase this limit, set the "
-                             "VLLM_MAX_N_SEQUENCES environment variable.",
-                             MAX_N, p->n);
-    enum sl_status st = check_penalties(p, err);
+    enum sl_status st = check_choices(p, err);
+    if (!st)
+        st = check_penalties(p, err);
     if (!st)
         st = check_shape(p, err);
     if (!st)
@@ -261,5 +335,7 @@ enum sl_status params_check(const struct params_limits *l, struct sl_sampling_pa
         st = check_repetition(p, err);
     if (!st)
         st = check_token_lists(l, p, err);
+    if (!st)
+        st = check_beams(l, p, err);
     return st ? st : normalize_last(p, err);
 }

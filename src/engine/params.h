@@ -18,6 +18,7 @@ struct params_limits {
     int vocab_size;    /* 0: unknown, ids are not checked */
     int max_logprobs;  /* -1: no limit */
     int max_model_len; /* 0: unknown */
+    int max_beams;     /* 0: unknown; -1: the batching policy has no beam search */
     int32_t eos[16];   /* primary first */
     int n_eos;
 };

@@ -176,6 +176,13 @@ enum sl_status params_copy(const struct params_limits *l, const struct sl_sampli
               copy_biases(a, q) && merge_stops(l, a, out);
     if (!ok)
         return SL_FAIL(err, SL_ENOMEM, "no memory for the request's parameters");
+    if (q->use_beam_search) {
+        out->beam_width = q->best_of == SL_NONE ? q->n : q->best_of;
+        int top = out->beam_width + out->n_all_stop_ids;
+        bool whole = q->logprobs != SL_NONE && q->logprobs < 0;
+        top = q->logprobs > top ? q->logprobs : top;
+        out->n_beam_top = whole || top > l->vocab_size ? l->vocab_size : top;
+    }
     q->allowed_token_ids = allowed;
     q->logprob_token_ids = named;
     return encode_bad_words(t, a, out, err);

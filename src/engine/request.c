@@ -7,11 +7,13 @@
 #include "engine/internal.h"
 #include "engine/pyrepr.h"
 
+#include <stdlib.h>
+
 void request_unref(struct sl_request *r)
 {
     if (atomic_fetch_sub_explicit(&r->refs, 1, memory_order_acq_rel) != 1)
         return;
-    for (int i = 0; r->choice && i < r->core.n_seqs; i++)
+    for (int i = 0; r->choice && i < r->n_made; i++)
         choice_fini(&r->choice[i]);
     event_buf_fini(&r->pending);
     event_buf_fini(&r->taken);
@@ -28,6 +30,8 @@ static void count_token(struct sl_request *r, int64_t previous_ns, int64_t now_n
 {
     struct metrics *m = r->engine->metrics;
     metrics_add(m, M_GENERATION_TOKENS, 1);
+    if (previous_ns && r->rules.beams)
+        return; /* all tokens of a beam search come at once, at its end */
     if (previous_ns)
         metrics_observe(m, M_ITL, now_ns - previous_ns);
     else
@@ -81,27 +85,58 @@ static void count_finish(struct sl_request *r, const struct choice *c)
     metrics_observe(m, M_REQUEST_GENERATION_TOKENS, c->n_tokens);
     metrics_observe(m, M_PARAMS_MAX_TOKENS, r->core.params.max_tokens);
     metrics_observe(m, M_PREFILL_KV_COMPUTED, r->core.n_prompt - r->usage.cached_tokens);
-    if (r->n_done < r->core.n_seqs)
+    if (r->n_done < r->n_made)
         return;
-    metrics_observe(m, M_PARAMS_N, r->core.n_seqs);
+    metrics_observe(m, M_PARAMS_N, r->n_choices);
     metrics_observe(m, M_MAX_GENERATION_TOKENS, r->n_longest);
 }
 
 /* ---- events ---------------------------------------------------------------------------------- */
 
+/* Larger sums first, failures last. */
+static int by_rank(const void *x, const void *y)
+{
+    const struct choice *a = x, *b = y;
+    bool a_failed = a->finish == SL_ERROR, b_failed = b->finish == SL_ERROR;
+    if (a_failed != b_failed)
+        return a_failed ? 1 : -1;
+    if (a->sum != b->sum)
+        return a->sum > b->sum ? -1 : 1;
+    return a->index - b->index;
+}
+
+/* best_of: all have ended, and no event looks for its choice any more; the best n are given. */
+static void offer_best(struct sl_request *r)
+{
+    qsort(r->choice, (size_t)r->n_made, sizeof *r->choice, by_rank);
+    r->usage.completion_tokens = 0;
+    for (int i = 0; i < r->n_choices; i++) {
+        r->choice[i].shown_as = i;
+        r->choice[i].offered = true;
+        r->usage.completion_tokens += r->choice[i].n_tokens;
+        r->ready_ring[r->n_ready++] = i;
+    }
+    r->ranked = true;
+}
+
 static void offer(struct sl_request *r, struct choice *c)
 {
+    if (r->n_made > r->n_choices) {
+        if (r->n_done == r->n_made && !r->ranked)
+            offer_best(r);
+        return;
+    }
     if (c->offered || !choice_ready(c, &r->rules))
         return;
     c->offered = true;
-    r->ready_ring[(r->ready_first + r->n_ready++) % r->core.n_seqs] = c->index;
+    r->ready_ring[(r->ready_first + r->n_ready++) % r->n_made] = c->index;
 }
 
 /* The consumer cannot go on: every choice ends with the error in r->failure. */
 static void fail_all(struct sl_request *r)
 {
     engine_post_abort(r);
-    for (int i = 0; i < r->core.n_seqs; i++) {
+    for (int i = 0; i < r->n_made; i++) {
         struct choice *c = &r->choice[i];
         if (c->finish != SL_RUNNING)
             continue;
@@ -141,7 +176,7 @@ static void end_open_choices(struct sl_request *r, enum sl_finish why, const str
 {
     if (why == SL_ERROR && r->failure.code == SL_OK)
         r->failure = *error;
-    for (int i = 0; i < r->core.n_seqs; i++) {
+    for (int i = 0; i < r->n_made; i++) {
         struct choice *c = &r->choice[i];
         if (c->finish != SL_RUNNING)
             continue;
@@ -197,7 +232,7 @@ const struct sl_output *sl_request_next(struct sl_request *r)
     if (!r->n_ready)
         return NULL;
     struct choice *c = &r->choice[r->ready_ring[r->ready_first]];
-    r->ready_first = (r->ready_first + 1) % r->core.n_seqs;
+    r->ready_first = (r->ready_first + 1) % r->n_made;
     r->n_ready--;
     c->offered = false;
     r->given = c;
@@ -247,7 +282,7 @@ enum sl_status sl_request_wait(struct sl_request *r, int timeout_ms)
 
 bool sl_request_done(const struct sl_request *r)
 {
-    return r->n_ended == r->core.n_seqs;
+    return r->n_ended == r->n_choices;
 }
 
 void sl_request_abort(struct sl_request *r)
@@ -264,10 +299,10 @@ void sl_request_release(struct sl_request **rp)
     mutex_lock(&r->lock);
     r->wake = NULL; /* never called again once this lock is let go */
     mutex_unlock(&r->lock);
-    if (r->n_done < r->core.n_seqs) {
+    if (r->n_done < r->n_made) {
         if (r->engine->cfg.log_requests)
             log_info("Request %s aborted.", r->core.id);
-        metrics_add(r->engine->metrics, M_FINISHED_ABORT, (uint64_t)(r->core.n_seqs - r->n_done));
+        metrics_add(r->engine->metrics, M_FINISHED_ABORT, (uint64_t)(r->n_made - r->n_done));
         engine_post_abort(r);
     }
     request_unref(r);

@@ -134,7 +134,7 @@ static enum sl_status make_core(struct sl_request *r, const struct sl_input *in,
         return no_memory(err);
     memcpy(c->prompt, tokens, (size_t)n * sizeof *tokens);
     c->n_prompt = n;
-    c->n_seqs = p->n;
+    c->n_seqs = p->best_of == SL_NONE ? p->n : p->best_of;
     c->priority = in->priority;
     c->arrival_ns = in->arrival_ns ? in->arrival_ns : clock_mono_ns();
     c->consumer = r;
@@ -149,16 +149,18 @@ static enum sl_status make_core(struct sl_request *r, const struct sl_input *in,
                   !sampler_device_can(&c->params, e->cfg.logprobs_mode, e->device_keeps_tokens);
     if (!p->has_seed)
         log_debug("Request %s: seed %" PRIu64, c->id, c->params.seed);
-    return request_make_seqs(c, err);
+    st = request_make_seqs(c, err);
+    return st ? st : sched_prepare(c, err);
 }
 
 static enum sl_status make_consumer(struct sl_request *r, struct sl_err *err)
 {
     struct sl_engine *e = r->engine;
-    const struct sl_sampling_params *p = &r->core.params.p;
+    struct sl_sampling_params *p = &r->core.params.p;
     struct arena *a = &r->core.arena;
     size_t n = (size_t)r->core.n_seqs;
-    r->n_open = r->core.n_seqs;
+    r->n_choices = p->n;
+    r->n_made = r->n_open = p->use_beam_search ? p->n : r->core.n_seqs;
     r->cancel = arena_alloc(a, n, sizeof *r->cancel);
     r->cancelled = arena_alloc(a, n, sizeof *r->cancelled);
     r->unsent = arena_alloc(a, n, sizeof *r->unsent);
@@ -166,8 +168,12 @@ static enum sl_status make_consumer(struct sl_request *r, struct sl_err *err)
     r->choice = arena_alloc(a, n, sizeof *r->choice);
     if (!r->cancel || !r->cancelled || !r->unsent || !r->ready_ring || !r->choice)
         return no_memory(err);
-    for (int i = 0; i < r->core.n_seqs; i++)
+    for (int i = 0; i < r->n_made; i++)
         choice_init(&r->choice[i], i);
+    r->rules.show_logprobs = p->logprobs != SL_NONE || p->n_logprob_token_ids;
+    r->rules.beams = p->use_beam_search;
+    if (r->n_made > r->n_choices && p->logprobs == SL_NONE)
+        p->logprobs = 0; /* to rank them */
     r->rules.p = p;
     r->rules.tokenizer = e->text ? text_tokenizer(e->text) : NULL;
     if (p->n_stop && !r->rules.tokenizer)
@@ -191,7 +197,17 @@ static void log_received(const struct sl_request *r)
     const struct sl_sampling_params *p = &r->core.params.p;
     struct strbuf b;
     strbuf_init(&b, 0);
-    strbuf_addf(&b, "SamplingParams(n=%d, presence_penalty=", p->n);
+    strbuf_addf(&b, "SamplingParams(n=%d, ", p->n);
+    if (p->best_of != SL_NONE)
+        strbuf_addf(&b, "best_of=%d, ", p->best_of);
+    if (p->use_beam_search) {
+        static const char *const early[] = {"False", "True", "'never'"};
+        strbuf_addf(&b, "use_beam_search=True, early_stopping=%s, length_penalty=",
+                    early[p->early_stopping]);
+        pyrepr_float(&b, p->length_penalty);
+        strbuf_adds(&b, ", ");
+    }
+    strbuf_adds(&b, "presence_penalty=");
     pyrepr_float(&b, p->presence_penalty);
     strbuf_adds(&b, ", frequency_penalty=");
     pyrepr_float(&b, p->frequency_penalty);
@@ -211,12 +227,21 @@ static void log_received(const struct sl_request *r)
     strbuf_fini(&b);
 }
 
+static bool gives_logprobs(enum sl_logprobs_mode mode)
+{
+    return mode == SL_RAW_LOGPROBS || mode == SL_PROCESSED_LOGPROBS;
+}
+
 enum sl_status sl_submit(struct sl_engine *e, const struct sl_input *in,
                          const struct sl_sampling_params *params, sl_wake_fn wake, void *ctx,
                          struct sl_request **out, struct sl_err *err)
 {
     struct sl_sampling_params p = *params;
     enum sl_status st = params_check(&e->limits, &p, err);
+    bool ranks = !p.use_beam_search && p.best_of != SL_NONE && p.best_of > p.n;
+    if (!st && ranks && !gives_logprobs(e->cfg.logprobs_mode))
+        st = SL_FAIL_PARAM(err, SL_EINVAL, "best_of",
+                           "best_of needs logprobs, and --logprobs-mode gives logits.");
     if (st)
         return st;
     struct sl_request *r = mem_aligned(1, sizeof *r, _Alignof(struct sl_request));

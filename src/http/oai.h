@@ -104,9 +104,10 @@ struct oai_request {
 
     /* raw fields that only the cross-field rules look at */
     json_t *stop, *stream_options, *response_format, *structured_outputs, *prompt_embeds,
-        *kv_transfer_params, *ec_transfer_params, *vllm_xargs, *repetition_detection, *logit_bias;
+        *kv_transfer_params, *ec_transfer_params, *vllm_xargs, *repetition_detection, *logit_bias,
+        *early_stopping;
     const char *suffix, *truncation_side;
-    bool use_beam_search, logprobs_flag;
+    bool logprobs_flag;
     int thinking_token_budget, logprobs_count;
 };
 

@@ -139,9 +139,13 @@ static bool completion_prompts(struct oai_request *r, const struct oai_env *env,
     if (json_is_array(r->prompt) && !first)
         return oai_fail(e, 400, NULL, "prompt",
                         "Either prompt or prompt_embeds must be provided and non-empty.");
-    if (n > OAI_MAX_PROMPTS || (long long)n * r->params.n > OAI_MAX_CHOICES)
-        return oai_fail(e, 400, NULL, "n", "prompts times n must be at most %d, got %zu times %d.",
-                        OAI_MAX_CHOICES, n, r->params.n);
+    bool more = r->params.best_of != SL_NONE;
+    int each = more ? r->params.best_of : r->params.n;
+    const char *name = more ? "best_of" : "n";
+    if (n > OAI_MAX_PROMPTS || (long long)n * each > OAI_MAX_CHOICES)
+        return oai_fail(e, 400, NULL, name,
+                        "prompts times %s must be at most %d, got %zu times %d.", name,
+                        OAI_MAX_CHOICES, n, each);
     r->prompts = arena_alloc(&r->arena, n, sizeof *r->prompts);
     if (!r->prompts)
         return oai_fail(e, 500, NULL, NULL, "There is not enough memory for the request");

@@ -364,7 +364,6 @@ static bool refuse_missing(const struct oai_request *r, struct oai_error *e)
         bool used;
         const char *name;
     } missing[] = {
-        {r->use_beam_search, "use_beam_search"},
         {r->structured_outputs, "structured_outputs"},
         {truthy(r->prompt_embeds), "prompt_embeds"},
         {json_object_size(r->kv_transfer_params), "kv_transfer_params"},
@@ -372,9 +371,6 @@ static bool refuse_missing(const struct oai_request *r, struct oai_error *e)
         {json_object_size(r->vllm_xargs), "vllm_xargs"},
         {r->thinking_token_budget >= 0, "thinking_token_budget"},
     };
-    if (r->use_beam_search && r->stream)
-        return oai_fail(e, 400, NULL, NULL,
-                        "Streaming is not currently supported with beam search");
     for (size_t i = 0; i < sizeof missing / sizeof missing[0]; i++)
         if (missing[i].used)
             return oai_fail(e, 501, NULL, missing[i].name, "`%s` is not supported yet.",
@@ -392,6 +388,52 @@ static bool refuse_missing(const struct oai_request *r, struct oai_error *e)
         return oai_fail(e, 400, NULL, NULL,
                         "\"auto\" tool choice requires --enable-auto-tool-choice and "
                         "--tool-call-parser to be set");
+    return true;
+}
+
+/* True, False or "never". */
+static bool read_early_stopping(struct oai_request *r, struct oai_error *e)
+{
+    const char *word = json_string_value(r->early_stopping);
+    if (!r->early_stopping || json_is_false(r->early_stopping))
+        return true;
+    if (json_is_true(r->early_stopping))
+        r->params.early_stopping = SL_EARLY_TRUE;
+    else if (word && !strcmp(word, "never"))
+        r->params.early_stopping = SL_EARLY_NEVER;
+    else
+        return oai_fail(e, 400, NULL, "early_stopping",
+                        "early_stopping must be True, False, or 'never'.");
+    return true;
+}
+
+/* n, best_of and what cannot be told token by token. */
+static bool check_choices(const struct oai_request *r, struct oai_error *e)
+{
+    const struct sl_sampling_params *p = &r->params;
+    if (p->use_beam_search && r->stream)
+        return oai_fail(e, 400, NULL, NULL,
+                        "Streaming is not currently supported with beam search");
+    if (p->n < 1)
+        return oai_fail(e, 400, NULL, "n", "n must be at least 1, got %d.", p->n);
+    if (p->n > OAI_MAX_CHOICES)
+        return oai_fail(e, 400, NULL, "n",
+                        "n must be at most %d, got %d. To increase this limit, set the "
+                        "VLLM_MAX_N_SEQUENCES environment variable.",
+                        OAI_MAX_CHOICES, p->n);
+    if (p->best_of == SL_NONE)
+        return true;
+    if (p->best_of < p->n)
+        return oai_fail(e, 400, NULL, "best_of",
+                        "best_of must be greater than or equal to n, got n=%d and best_of=%d.",
+                        p->n, p->best_of);
+    if (p->best_of > OAI_MAX_CHOICES)
+        return oai_fail(e, 400, NULL, "best_of", "best_of must be at most %d, got %d.",
+                        OAI_MAX_CHOICES, p->best_of);
+    if (p->best_of > p->n && r->stream)
+        return oai_fail(e, 400, NULL, "best_of",
+                        "Streaming is not supported when `best_of` is greater than `n`: the best "
+                        "are known when all have ended.");
     return true;
 }
 
@@ -445,6 +487,7 @@ static void set_defaults(struct oai_request *r, const struct oai_env *env)
 {
     r->params = env->defaults;
     r->params.n = 1;
+    r->params.best_of = SL_NONE;
     r->params.n_allowed_token_ids = -1;
     r->max_tokens = r->api == OAI_COMPLETIONS ? 16 : SL_NONE;
     r->max_completion_tokens = SL_NONE;
@@ -458,16 +501,11 @@ static void set_defaults(struct oai_request *r, const struct oai_env *env)
 static bool settle(struct oai_request *r, const struct oai_env *env, struct oai_error *e)
 {
     if (!check_words(r, e) || !read_stop(r, e) || !read_logit_bias(r, e) ||
-        !read_repetition(r, e) || !read_stream_options(r, env, e) || !refuse_missing(r, e) ||
-        !check_model(r, env, e))
+        !read_repetition(r, e) || !read_early_stopping(r, e) || !read_stream_options(r, env, e) ||
+        !refuse_missing(r, e) || !check_model(r, env, e))
         return false;
-    if (r->params.n < 1)
-        return oai_fail(e, 400, NULL, "n", "n must be at least 1, got %d.", r->params.n);
-    if (r->params.n > OAI_MAX_CHOICES)
-        return oai_fail(e, 400, NULL, "n",
-                        "n must be at most %d, got %d. To increase this limit, set the "
-                        "VLLM_MAX_N_SEQUENCES environment variable.",
-                        OAI_MAX_CHOICES, r->params.n);
+    if (!check_choices(r, e))
+        return false;
     settle_logprobs(r);
     r->truncate_right = r->truncation_side && !strcmp(r->truncation_side, "right");
     r->only_echo = r->api == OAI_COMPLETIONS && r->echo && r->max_tokens == 0;
@@ -519,7 +557,7 @@ void oai_drop_body(struct oai_request *r)
     r->stop = r->stream_options = r->response_format = r->structured_outputs = r->prompt_embeds =
         NULL;
     r->kv_transfer_params = r->ec_transfer_params = r->vllm_xargs = r->repetition_detection =
-        r->logit_bias = NULL;
+        r->logit_bias = r->early_stopping = NULL;
     r->model = r->request_id = r->cache_salt = r->suffix = r->truncation_side = NULL;
     r->chat_template = r->reasoning_effort = NULL;
     r->params.stop = r->params.bad_words = NULL;

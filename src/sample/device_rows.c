@@ -39,7 +39,8 @@ bool sampler_device_can(const struct seq_params *sp, enum sl_logprobs_mode mode,
     int n_allowed = p->n_allowed_token_ids > 0 ? p->n_allowed_token_ids : 0;
     int n_stop = p->min_tokens > 0 ? sp->n_all_stop_ids : 0;
     bool raw = mode == SL_RAW_LOGPROBS || mode == SL_RAW_LOGITS;
-    if (sp->n_bad_word_seqs || p->n_logprob_token_ids || (penalizes(p) && !keeps_tokens))
+    if (sp->beam_width || sp->n_bad_word_seqs || p->n_logprob_token_ids ||
+        (penalizes(p) && !keeps_tokens))
         return false;
     if (p->logprobs != SL_NONE && (!raw || p->logprobs < 0 || p->logprobs > DRAW_TOP_MAX))
         return false;

@@ -99,6 +99,58 @@ static void fill_entries(struct sampler *s, const struct sl_sampling_params *p, 
     }
 }
 
+/* ---- beam search ----------------------------------------------------------------------------- */
+
+/* The best n_beam_top tokens of the row, then logprob_token_ids, with f32 logprobs of log_softmax
+ * whatever the mode. As in transformers what the processors do is done to the logprobs, which are
+ * not normalized again. Returns the number of entries, 0: bad logits. e: [n_beam_top + named]. */
+static int beam_entries(struct sampler *s, const struct sample_row *sr, const float *raw,
+                        struct sl_logprob *e)
+{
+    const struct seq_params *sp = &sr->seq->req->params;
+    const struct sl_sampling_params *p = &sp->p;
+    int k = sp->n_beam_top < s->n ? sp->n_beam_top : s->n;
+    float max;
+    if (!row_max(raw, s->n, &max) || max == -INFINITY)
+        return 0;
+    float norm = (float)((double)max + log(row_sum_exp(raw, s->n, max)));
+    for (int i = 0; i < s->n; i++)
+        s->x[i] = raw[i] - norm;
+    if (processors_needed(sr->seq, sr->pos)) {
+        processors_apply(sr->seq, sr->pos, s->x, s->n, s->count, s->seen);
+        if (!row_max(s->x, s->n, &max) || max == -INFINITY)
+            return 0;
+    }
+    row_top(s->x, NULL, s->n, k, s->draw.top);
+    for (int i = 0; i < k; i++) {
+        int32_t id = s->draw.top[i];
+        e[i] = (struct sl_logprob){id, i + 1, s->x[id]};
+    }
+    for (int i = 0; i < p->n_logprob_token_ids; i++) {
+        int32_t id = p->logprob_token_ids[i];
+        e[k + i] = (struct sl_logprob){id, row_count_ge(s->x, s->n, s->x[id]), s->x[id]};
+    }
+    return k + p->n_logprob_token_ids;
+}
+
+static enum sl_status no_memory(int n, struct sl_err *err)
+{
+    return SL_FAIL(err, SL_ENOMEM, "sampler: no memory for %d logprobs", n);
+}
+
+static enum sl_status beam_row(struct sampler *s, const struct sample_row *sr, const float *raw,
+                               int32_t *token, struct step_result *r, int *used, struct sl_err *err)
+{
+    const struct seq_params *sp = &sr->seq->req->params;
+    int room = sp->n_beam_top + sp->p.n_logprob_token_ids;
+    if (!step_result_reserve(&r->lp, &r->cap_lp, *used, room))
+        return no_memory(*used + room, err);
+    int n = beam_entries(s, sr, raw, r->lp + *used);
+    *token = n ? r->lp[*used].token : TOKEN_BAD_LOGITS;
+    *used += n;
+    return SL_OK;
+}
+
 /* ---- one row --------------------------------------------------------------------------------- */
 
 /* The token, and in *row, *row_max what logprobs are about. TOKEN_BAD_LOGITS: NaN or infinity from
@@ -162,6 +214,14 @@ enum sl_status sampler_run(struct sampler *s, const struct batch *b, const float
         const struct sl_sampling_params *p = &sr->seq->req->params.p;
         const float *row;
         float max = 0;
+        if (sr->seq->req->params.beam_width) {
+            enum sl_status st = beam_row(s, sr, logits + (size_t)sr->logit * (size_t)s->n,
+                                         &r->token[i], r, &used, err);
+            if (st)
+                return st;
+            r->lp_start[i + 1] = used;
+            continue;
+        }
         if (sampler_is_refuted(b, r, i))
             r->token[i] = TOKEN_REFUTED;
         else
@@ -169,7 +229,7 @@ enum sl_status sampler_run(struct sampler *s, const struct batch *b, const float
         int n = r->token[i] >= 0 ? n_entries(p, p->logprobs, s->n) : 0;
         if (n) {
             if (!step_result_reserve(&r->lp, &r->cap_lp, used, n))
-                return SL_FAIL(err, SL_ENOMEM, "sampler: no memory for %d logprobs", used + n);
+                return no_memory(used + n, err);
             fill_entries(s, p, p->logprobs, row, max, r->token[i], r->lp + used);
             used += n;
         }
@@ -186,7 +246,7 @@ enum sl_status sampler_run(struct sampler *s, const struct batch *b, const float
         int n = n_entries(p, p->prompt_logprobs, s->n);
         if (n && row_max(row, s->n, &max) && max > -INFINITY) {
             if (!step_result_reserve(&r->plp, &r->cap_plp, used, n))
-                return SL_FAIL(err, SL_ENOMEM, "sampler: no memory for %d logprobs", used + n);
+                return no_memory(used + n, err);
             fill_entries(s, p, p->prompt_logprobs, row, max, pr->token, r->plp + used);
             used += n;
         }

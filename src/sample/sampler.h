@@ -8,6 +8,9 @@
  *
  * NaN or infinity in a row, or nothing left to choose from: that row alone gets TOKEN_BAD_LOGITS.
  *
+ * A beam's row gives no token to go on with but its candidates: the best params.n_beam_top tokens
+ * in order, then logprob_token_ids.
+ *
  * Logprobs of a row, in order: the chosen token, the best k by value, logprob_token_ids. Rank is
  * the number of tokens at least as probable, so 1 for the best; the i-th of the best k has rank i.
  *

@@ -21,14 +21,17 @@ static bool own_tokens(struct sched *s, struct sequence *q)
 
 bool admit(struct sched *s, struct sequence *q, int reserve, int spare)
 {
-    if (q->n_inflight > 0 || s->n_free_rows <= s->rows_promised)
+    if (q->n_inflight > 0 || s->n_free_rows - s->rows_reserved - s->rows_promised < beam_rows(q))
         return false; /* preempted while its token was computed: that comes first */
-    if (!own_tokens(s, q) || !blocks_admit(s, q, reserve, spare))
+    if (q->req->beam && !beam_settled(q))
+        return false;
+    if (!own_tokens(s, q) || !blocks_admit(s, q, reserve, spare + beam_extra_blocks(s, q)))
         return false;
     queue_remove(&s->waiting, q);
     q->state = SEQ_RUNNING;
     q->row = row_take(s);
     queue_push_late(&s->running, q);
+    beam_admitted(s, q);
     if (q->n_preempted == 0) {
         q->n_cached = q->n_computed;
         s->stats.prefix_queries += (uint64_t)q->n_tokens;
@@ -42,14 +45,18 @@ bool admit(struct sched *s, struct sequence *q, int reserve, int spare)
 
 void preempt(struct sched *s, struct sequence *q)
 {
+    s->stats.n_preemptions++;
+    s->preempted = true;
+    if (q->req->beam) {
+        beam_preempt(s, q->req);
+        return;
+    }
     queue_remove(&s->running, q);
     blocks_release(s, q);
     row_give(s, q);
     q->state = SEQ_WAITING;
     q->n_preempted++;
     queue_push_early(&s->waiting, q);
-    s->stats.n_preemptions++;
-    s->preempted = true;
 }
 
 void grow_running(struct sched *s, struct batch *b)
@@ -59,8 +66,9 @@ void grow_running(struct sched *s, struct batch *b)
             continue;
         while (!blocks_cover(s, q, q->n_computed + 1, b)) {
             struct sequence *last = s->running.tail;
+            bool own = last == q || (last->req == q->req && q->req->beam); /* beams go together */
             preempt(s, last);
-            if (last == q)
+            if (own)
                 return;
         }
     }

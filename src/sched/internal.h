@@ -8,10 +8,13 @@
  *     plan.c    the decision becomes a batch; forks
  *     drafts.c  speculation: how many guesses, and what became of them
  *     update.c  tokens come back; stop rules
+ *     beam.c    beam search: rows and blocks of its beams
+ *     beam_pick.c                         which ones, and when it ends
  *
  * Invariants, verified by sched_check():
  *   - every unfinished sequence that exists is on exactly one queue, both are in order;
- *   - rows: each of [0, max_num_seqs) is free or of one running sequence (or ghost);
+ *   - rows: each of [0, max_num_seqs) is free or of one running sequence (or ghost); rows_reserved
+ *     of the free ones are promised to beam searches that run;
  *   - a block's reference count is the number of tables that name it;
  *   - the pool's and each sequence's own.
  *
@@ -20,6 +23,7 @@
 #ifndef SL_SCHED_INTERNAL_H
 #define SL_SCHED_INTERNAL_H
 
+#include "sched/beam.h"
 #include "sched/draftcost.h"
 #include "sched/intpool.h"
 #include "sched/kvpool.h"
@@ -51,7 +55,7 @@ struct sched {
     struct intpool ints;
     struct queue waiting, running;
     int32_t *free_row; /* [max_num_seqs]: a stack */
-    int n_free_rows;
+    int n_free_rows, rows_reserved;
     struct sched_stats stats;
 
     /* The plan being made. */

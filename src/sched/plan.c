@@ -82,7 +82,7 @@ static void put_plogprobs(struct batch *b, struct sequence *q, int pos, int n)
 /* A choice begins with the prompt's blocks, shared. false: no row or memory for it now. */
 static bool fork_choice(struct sched *s, const struct sequence *parent, struct sequence *c)
 {
-    if (s->n_free_rows == 0)
+    if (s->n_free_rows <= s->rows_reserved)
         return false;
     int32_t *t = intpool_take(&s->ints, c->n_prompt + 1, &c->cap_tokens);
     if (!t)
@@ -143,7 +143,7 @@ static void put_sequence(struct sched *s, struct batch *b, struct sequence *q)
         s->stats.prompt_tokens_computed += (uint64_t)n;
     q->n_computed += n;
     blocks_publish(s, q);
-    if (q->n_computed < seq_length(q))
+    if (q->n_computed < seq_length(q) || beam_rejoin(s, q))
         return;
     if (n_draft) {
         put_drafts(s, b, q, last);
@@ -210,7 +210,7 @@ bool sched_plan(struct sched *s, int64_t now_ns, struct batch *b)
     s->preempted = false;
     s->policy(s, b);
     if (s->n_entries == 0) {
-        SL_ASSERT(b->n_copies == 0); /* a copy is made for who writes in this step */
+        b->n_copies = 0; /* of who was preempted after all */
         return false;
     }
     if (s->proposer)

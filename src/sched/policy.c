@@ -94,8 +94,8 @@ static void give_chunk(struct sched *s, struct prefills *p, struct sequence *q, 
         return;
     if (blocks_cover(s, q, q->n_computed + n, b))
         give(s, q, n);
-    else
-        preempt(s, q); /* a window whose blocks others share: it starts again when there is room */
+    else if (!beam_is_planned(s, q)) /* then the others go on, and it tries again */
+        preempt(s, q); /* blocks that others share: it starts again when there is room */
 }
 
 static void prefill_running(struct sched *s, struct prefills *p, struct batch *b)
@@ -104,6 +104,8 @@ static void prefill_running(struct sched *s, struct prefills *p, struct batch *b
         next = q->next;
         if (seq_ready(s, q))
             give_chunk(s, p, q, b);
+        if (next && next->state != SEQ_RUNNING)
+            return; /* q was preempted, and its beams with it */
     }
 }
 
@@ -182,6 +184,8 @@ void policy_prefill_first(struct sched *s, struct batch *b)
         next = q->next;
         if (in_prompt(s, q))
             give_chunk(s, &p, q, b);
+        if (next && next->state != SEQ_RUNNING)
+            break; /* q was preempted, and its beams with it */
     }
     for (struct sequence *q = s->waiting.head, *next; q && s->n_left > 0; q = next) {
         next = q->next;

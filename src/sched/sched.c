@@ -145,6 +145,11 @@ bool sched_can_ever_fit(const struct sched *s, int n_prompt)
     return n_prompt > 0 && n_prompt < s->max_len;
 }
 
+int sched_max_beams(const struct sched *s)
+{
+    return s->by_batch ? 0 : s->cfg.max_num_seqs;
+}
+
 int32_t row_take(struct sched *s)
 {
     SL_ASSERT(s->n_free_rows > 0);
@@ -196,6 +201,8 @@ void sched_add(struct sched *s, struct request *r)
     r->forked = r->n_seqs == 1;
     for (int i = 0; i < r->n_seqs; i++)
         set_stop(s, r->seq[i]);
+    if (r->params.beam_width)
+        beam_open(s, r);
     if (!s->by_batch) {
         enqueue(s, r->seq[0]);
         return;
@@ -245,6 +252,7 @@ void sequence_finish(struct sched *s, struct sequence *q, enum sl_finish why)
     if (++r->n_finished == r->n_seqs) {
         kvpool_key_drop(s->pool, r->cache_key);
         r->cache_key = -1;
+        beam_close(r);
     }
     if (q->n_steps_held == 0)
         give_tokens(s, q);
@@ -253,6 +261,7 @@ void sequence_finish(struct sched *s, struct sequence *q, enum sl_finish why)
 void sched_abort(struct sched *s, struct request *r, enum sl_finish why)
 {
     r->forked = true; /* nobody is left to fork */
+    beam_leave(s, r);
     for (int i = 0; i < r->n_seqs; i++)
         if (r->seq[i]->state != SEQ_FINISHED)
             sequence_finish(s, r->seq[i], why);
@@ -262,6 +271,10 @@ void sched_abort_seq(struct sched *s, struct sequence *q, enum sl_finish why)
 {
     if (q->state == SEQ_FINISHED)
         return;
+    if (q->req->beam) { /* its choices are not sequences before it ends */
+        sched_abort(s, q->req, why);
+        return;
+    }
     bool first = !q->req->forked && q->index == 0;
     sequence_finish(s, q, why);
     if (first) /* it would have computed the prompt for the others */
@@ -309,6 +322,11 @@ static void check_rows(const struct sched *s)
 {
     int n = s->cfg.max_num_seqs, n_taken = s->running.n + s->n_ghosts;
     SL_ASSERT(s->n_free_rows + n_taken == n);
+    int n_reserved = 0;
+    for (const struct sequence *q = s->running.head; q; q = q->next)
+        if (q->req->beam && !(q->prev && q->prev->req == q->req)) /* beams stand together */
+            n_reserved += beam_check(q->req);
+    SL_ASSERT(n_reserved == s->rows_reserved && n_reserved <= s->n_free_rows);
     bool *seen = mem_zalloc((size_t)n, sizeof *seen);
     if (!seen)
         return;

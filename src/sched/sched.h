@@ -49,6 +49,11 @@ void sched_batch_limits(const struct sched *s, struct batch_limits *out);
 bool sched_can_ever_fit(const struct sched *s, int n_prompt);
 /* Tokens that one sequence can have: max_model_len, or what the KV cache can hold if less. */
 int sched_max_len(const struct sched *s);
+/* Beams that a search can have, 0: this policy knows none. Thread: any. */
+int sched_max_beams(const struct sched *s);
+/* What a beam search (params.beam_width > 0) needs beside its sequences, from r->arena: call it
+ * after request_make_seqs(). Thread: any. */
+SL_MUST_CHECK enum sl_status sched_prepare(struct request *r, struct sl_err *err);
 /* Queue a request with its sequences, fresh from request_make_seqs() (choice 0 alone exists until
  * its prompt is computed; the others fork from it). The request stays owned by the caller, who
  * frees it after the last choice was reported finished and sched_holds() is false; inside
@@ -65,7 +70,8 @@ bool sched_holds(const struct sched *s, const struct request *r);
 /* Fill b with the next step; false: nothing can be computed now. */
 bool sched_plan(struct sched *s, int64_t now_ns, struct batch *b);
 
-/* One sampled token, or the end of a choice, or a prompt's logprobs; called by sched_update. */
+/* One sampled token, or the end of a choice, or a prompt's logprobs; called by sched_update. A beam
+ * search reports choices 0 .. params.p.n-1, best first, whole, when it has ended. */
 struct sched_event {
     struct sequence *seq;
     int32_t token; /* valid if has_token */

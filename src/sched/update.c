@@ -133,7 +133,10 @@ static int take_rows(struct sched *s, const struct batch *b, const struct step_r
                                  .lp = r->lp + r->lp_start[i],
                                  .n_lp = r->lp_start[i + 1] - r->lp_start[i],
                                  .now_ns = r->done_ns};
-        take_token(s, q, &ev, refuted, sink, ctx);
+        if (q->req->beam)
+            beam_take(s, q, &ev, sink, ctx);
+        else
+            take_token(s, q, &ev, refuted, sink, ctx);
     }
     if (end - first > 1) {
         drafts_learn(s, q, end - first - 1, n_kept);

@@ -46,6 +46,22 @@ static void values_out_of_range(void **state)
             "VLLM_MAX_N_SEQUENCES environment variable.",
             p.n = 16385);
     REFUSED("n", "n must be 1 when using greedy sampling, got 2.", p.n = 2; p.temperature = 0);
+    REFUSED("best_of", "best_of must be at least 1, got 0.", p.best_of = 0);
+    REFUSED("best_of", "best_of must be greater than or equal to n, got n=3 and best_of=2.",
+            p.n = 3;
+            p.best_of = 2);
+    REFUSED("best_of", "best_of must be 1 when using greedy sampling, got 2.", p.best_of = 2;
+            p.temperature = 0);
+    REFUSED("length_penalty", "length_penalty must be in [-10, 10], got nan.",
+            p.length_penalty = NAN);
+    REFUSED("best_of",
+            "best_of must be at most the vocabulary size of 1000 when using beam search, got "
+            "1001.",
+            p.use_beam_search = true;
+            p.best_of = 1001);
+    REFUSED("repetition_detection", "repetition_detection is not supported with beam search.",
+            p.use_beam_search = true;
+            p.repetition_max_pattern = p.repetition_min_count = 2);
     REFUSED("presence_penalty", "presence_penalty must be in [-2, 2], got 2.1.",
             p.presence_penalty = 2.1f);
     REFUSED("presence_penalty", "presence_penalty must be in [-2, 2], got nan.",

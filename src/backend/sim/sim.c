@@ -74,6 +74,23 @@ static bool make_logprobs(const struct sim *sim, struct sl_logprob **lp, int *ca
     return true;
 }
 
+/* A beam's candidates: from a hash on, a little more probable or less; then the named ids. */
+static bool make_candidates(struct step_result *r, int *used, const struct sequence *q,
+                            int32_t token, int vocab)
+{
+    const struct seq_params *p = &q->req->params;
+    int n = p->n_beam_top < vocab ? p->n_beam_top : vocab, n_named = p->p.n_logprob_token_ids;
+    if (!step_result_reserve(&r->lp, &r->cap_lp, *used, n + n_named))
+        return false;
+    struct sl_logprob *e = r->lp + *used;
+    for (int i = 0; i < n; i++)
+        e[i] = (struct sl_logprob){(token + i) % vocab, i + 1, -0.5f * (float)(i + 1)};
+    for (int i = 0; i < n_named; i++)
+        e[n + i] = (struct sl_logprob){p->p.logprob_token_ids[i], vocab, -20.0f};
+    *used += n + n_named;
+    return true;
+}
+
 static enum sl_status make_results(struct sim *sim, const struct batch *b, struct step_result *r,
                                    struct sl_err *err)
 {
@@ -85,7 +102,9 @@ static enum sl_status make_results(struct sim *sim, const struct batch *b, struc
         uint64_t hash = row_hash(row->seq, row->pos);
         r->token[i] = to_token(sim, hash);
         r->lp_start[i] = n_lp;
-        if (p->logprobs != SL_NONE)
+        if (row->seq->req->params.beam_width)
+            ok = ok && make_candidates(r, &n_lp, row->seq, r->token[i], sim->cfg.vocab_size);
+        else if (p->logprobs != SL_NONE)
             ok =
                 ok && make_logprobs(sim, &r->lp, &r->cap_lp, &n_lp, hash, r->token[i], p->logprobs);
     }
