@@ -68,7 +68,7 @@ static bool open_real(struct bed *bed, const struct options *o, struct sl_err *e
     sched_destroy(&s);
     if (runner_take_kv(e->runner, bed->cfg.layout.n_blocks, &limits, err))
         return false;
-    bed->what = xformat("%s on %s", o->engine.model, e->be->name);
+    bed->what = xformat("%s on %s", options_model_name(o), e->be->name);
     return true;
 }
 

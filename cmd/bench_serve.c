@@ -4,6 +4,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "bench_report.h"
 #include "commands.h"
+#include "hub_setup.h"
 #include "loadgen.h"
 #include "progress.h"
 #include "util.h"
@@ -91,7 +92,7 @@ static bool ask_model(struct bench *b)
     if (b->o->engine.n_served_names)
         id = b->o->engine.served_names[0];
     else if (b->o->engine.model && !id)
-        id = b->o->engine.model;
+        id = options_model_name(b->o);
     if (id)
         b->model = xstrdup(id);
     const char *dir = b->o->engine.tokenizer ? b->o->engine.tokenizer : b->o->engine.model;
@@ -99,6 +100,8 @@ static bool ask_model(struct bench *b)
         dir = root;
     if (dir && has_file(dir, "config.json"))
         b->model_dir = xstrdup(dir);
+    else if (dir)
+        b->model_dir = hub_cached(b->o, dir);
     if (!body)
         fail_with(0, "no server answers at %s:%d", b->target.host, b->target.port);
     else if (!id)

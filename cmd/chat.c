@@ -382,7 +382,7 @@ static int converse(struct chat *c)
     if (c->o->quick_text)
         return turn(c, c->o->quick_text) ? EXIT_DONE : EXIT_FAILED;
     if (c->terminal)
-        printf("%s. /help for commands, Ctrl-D to end.\n", c->o->engine.model);
+        printf("%s. /help for commands, Ctrl-D to end.\n", options_model_name(c->o));
     for (char *line; !quit && (line = read_message(c)); free(line))
         if (!blank(line) && (c->raw || !command(c, line, &quit)))
             failed = !turn(c, line) || failed;
@@ -406,9 +406,9 @@ static int run(struct options *o, bool raw)
         fail_with(0,
                   "%s has no chat template; give one with --chat-template, or use `sluice "
                   "complete`",
-                  o->engine.model);
+                  options_model_name(o));
     } else if (!info.has_tokenizer) {
-        fail_with(0, "%s has no tokenizer", o->engine.model);
+        fail_with(0, "%s has no tokenizer", options_model_name(o));
     } else {
         struct sigaction action = {.sa_handler = on_interrupt};
         sigaction(SIGINT, &action, NULL);

@@ -17,6 +17,7 @@
      CMD_BENCH_SIM | CMD_BENCH_POLICIES | CMD_BENCH_CEILINGS)
 #define WORKLOAD (CMD_BENCH_THROUGHPUT | CMD_BENCH_SERVE | CMD_BENCH_SIM | CMD_BENCH_POLICIES)
 #define EVERY (ENGINE | TEXT | BENCH)
+#define NAMED (ENGINE | TEXT | CMD_BENCH_SERVE | CMD_PULL) /* a MODEL that may be a hub's name */
 
 #define AT(member) .off = offsetof(struct options, member)
 #define LIST_AT(member, count) \
@@ -25,6 +26,7 @@
 
 #define MODEL_GROUP .group = "Model"
 #define MODEL_ROW(kind_, name_) .name = name_, .kind = kind_, .commands = ENGINE, MODEL_GROUP
+#define HUB_ROW(kind_, name_) .name = name_, .kind = kind_, .group = "Hub"
 #define CPU_ROW(kind_, name_) \
     .name = name_, .kind = kind_, .commands = ENGINE | CMD_BENCH_CEILINGS, MODEL_GROUP
 #define KV_ROW(kind_, name_) .name = name_, .kind = kind_, .commands = ENGINE, .group = "KV cache"
@@ -54,7 +56,7 @@ const struct flag flag_table[] = {
      .group = "Files",
      AT(input_file),
      .meta = "FILE",
-     .help = "Read from FILE; - is standard input."},
+     .help = "Read from FILE; - is standard input; run-batch takes a URL too (GET)."},
     {.name = "output-file",
      .short_name = "o",
      .kind = FLAG_STRING,
@@ -62,13 +64,27 @@ const struct flag flag_table[] = {
      .group = "Files",
      AT(output_file),
      .meta = "FILE",
-     .help = "Write to FILE; - is standard output."},
+     .help = "Write to FILE; - is standard output; run-batch takes a URL too (PUT)."},
+    {.name = "output-tmp-dir",
+     .kind = FLAG_STRING,
+     .commands = CMD_RUN_BATCH,
+     .group = "Files",
+     AT(output_tmp_dir),
+     .meta = "DIR",
+     .shown = "$TMPDIR, /tmp",
+     .help = "Where answers wait until they are sent, when -o is a URL."},
     {.name = "json",
      .kind = FLAG_BOOL,
      .commands = CMD_GENERATE,
      .group = "Files",
      AT(json_lines),
      .help = "Write one JSON object a prompt: text, token_ids, finish_reason, logprobs, ..."},
+    {.name = "json",
+     .kind = FLAG_BOOL,
+     .commands = CMD_LS,
+     .group = "Files",
+     AT(json_lines),
+     .help = "Write a JSON array of objects."},
     {.name = "chat",
      .kind = FLAG_BOOL,
      .commands = CMD_GENERATE,
@@ -77,7 +93,7 @@ const struct flag flag_table[] = {
      .help = "Put each prompt into the model's chat template as a user's message."},
     {.name = "no-progress",
      .kind = FLAG_BOOL,
-     .commands = CMD_GENERATE | CMD_RUN_BATCH | CMD_BENCH_SERVE | CMD_BENCH_THROUGHPUT,
+     .commands = CMD_GENERATE | CMD_RUN_BATCH | CMD_BENCH_SERVE | CMD_BENCH_THROUGHPUT | CMD_PULL,
      .group = "Files",
      AT(no_progress),
      .help = "No progress bar on a terminal."},
@@ -115,16 +131,16 @@ const struct flag flag_table[] = {
     /* ---- model */
     {.name = "model",
      .kind = FLAG_STRING,
-     .commands = EVERY & ~CMD_BENCH_CEILINGS,
+     .commands = (EVERY | CMD_PULL | CMD_RM) & ~CMD_BENCH_CEILINGS,
      MODEL_GROUP,
      AT(model_flag),
-     .meta = "DIR",
-     .help = "Folder in Hugging Face layout; the same as the first argument."},
+     .meta = "MODEL",
+     .help = "Folder in Hugging Face layout, or a hub's name; the same as the first argument."},
     {MODEL_ROW(FLAG_LIST, "served-model-name"), LIST_AT(engine.served_names, engine.n_served_names),
      .meta = "NAME ...", .help = "Names that requests may use; the first is the one in answers.",
      .shown = "MODEL as given"},
-    {MODEL_ROW(FLAG_STRING, "tokenizer"), AT(engine.tokenizer), .meta = "DIR",
-     .help = "Folder with tokenizer.json.", .shown = "the model's"},
+    {MODEL_ROW(FLAG_STRING, "tokenizer"), AT(engine.tokenizer), .meta = "MODEL",
+     .help = "Folder with tokenizer.json, or a hub's name.", .shown = "the model's"},
     {.name = "chat-template",
      .kind = FLAG_STRING,
      .commands = ENGINE | CMD_RENDER | CMD_TOKENIZE,
@@ -187,12 +203,6 @@ const struct flag flag_table[] = {
      .help = "No model code is ever run."},
     {MODEL_ROW(FLAG_STRING, "tokenizer-mode"), .state = FLAG_LATER, NOT_STORED,
      .only = "auto|hf|slow", .shown = "auto", .help = "Kind of tokenizer."},
-    {MODEL_ROW(FLAG_STRING, "revision"), .state = FLAG_LATER, NOT_STORED,
-     .help = "Version of a model on a hub."},
-    {MODEL_ROW(FLAG_STRING, "tokenizer-revision"), .state = FLAG_LATER, NOT_STORED,
-     .help = "Version of a tokenizer on a hub."},
-    {MODEL_ROW(FLAG_STRING, "download-dir"), .state = FLAG_LATER, NOT_STORED, .meta = "DIR",
-     .help = "Where hub downloads go."},
     {MODEL_ROW(FLAG_STRING, "runner"), .state = FLAG_LATER, NOT_STORED, .only = "auto|generate",
      .shown = "auto", .help = "generate or pooling."},
     {MODEL_ROW(FLAG_BOOL, "enable-sleep-mode"), .state = FLAG_LATER, NOT_STORED,
@@ -201,6 +211,20 @@ const struct flag flag_table[] = {
      .meta = "DIR", .help = "Images that requests may name."},
     {MODEL_ROW(FLAG_JSON, "limit-mm-per-prompt"), .state = FLAG_NO_EFFECT, NOT_STORED,
      .help = "Images a prompt."},
+
+    /* ---- hub */
+    {HUB_ROW(FLAG_STRING, "revision"), .commands = NAMED | CMD_RM, AT(hub.revision),
+     .shown = "main; rm: all", .help = "Branch, tag or commit of a model on the hub."},
+    {HUB_ROW(FLAG_STRING, "tokenizer-revision"), .commands = ENGINE | TEXT | CMD_BENCH_SERVE,
+     AT(hub.tokenizer_revision), .shown = "main", .help = "That of --tokenizer."},
+    {HUB_ROW(FLAG_STRING, "download-dir"), .commands = NAMED | CMD_LS | CMD_RM,
+     AT(hub.download_dir), .meta = "DIR", .shown = "$HF_HUB_CACHE, $HF_HOME/hub",
+     .help = "Where models from the hub are kept."},
+    {HUB_ROW(FLAG_STRING, "hf-token"), .commands = NAMED, AT(hub.token), .secret = true,
+     .meta = "TOKEN", .shown = "$HF_TOKEN, $HF_HOME/token",
+     .help = "Opens private and gated models; sent to HF_ENDPOINT's host alone."},
+    {HUB_ROW(FLAG_BOOL, "yes"), .short_name = "y", .commands = CMD_RM, AT(hub.yes),
+     .help = "Remove without asking."},
 
     /* ---- KV cache */
     {KV_ROW(FLAG_I64, "kv-cache-memory-bytes"), AT(engine.kv_cache_bytes), .meta = "BYTES",
@@ -725,8 +749,8 @@ const struct flag flag_table[] = {
      .help = "Wait this long for the server."},
     {LOAD_ROW(FLAG_DOUBLE, "probe-request-rate"), AT(load.probe_request_rate), .shown = "0",
      .help = "One-token requests a second beside the load, measured apart."},
-    {LOAD_ROW(FLAG_STRING, "tokenizer"), AT(engine.tokenizer), .meta = "DIR", .shown = "--model's",
-     .help = "Counts and makes prompt tokens."},
+    {LOAD_ROW(FLAG_STRING, "tokenizer"), AT(engine.tokenizer), .meta = "MODEL",
+     .shown = "--model's", .help = "Counts and makes prompt tokens."},
     {LOAD_ROW(FLAG_LIST, "served-model-name"), LIST_AT(engine.served_names, engine.n_served_names),
      .meta = "NAME", .help = "The model's name in requests."},
     {LOAD_ROW(FLAG_BOOL, "disable-tqdm"), AT(load.disable_tqdm), .help = "No progress bar."},
@@ -735,6 +759,11 @@ const struct flag flag_table[] = {
 };
 
 const int flag_table_n = sizeof flag_table / sizeof *flag_table;
+
+const char *options_model_name(const struct options *o)
+{
+    return o->engine.model_name ? o->engine.model_name : o->engine.model;
+}
 
 void options_init(struct options *o)
 {

@@ -2,6 +2,7 @@
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include "commands.h"
+#include "hub_setup.h"
 #include "util.h"
 
 #include "backend/cpu/isa.h"
@@ -67,6 +68,13 @@ static const struct command commands[] = {
      SL_LOG_WARNING, "[MODEL] --trace FILE.csv", "Compare batching policies on one trace."},
     {"bench", "ceilings", CMD_BENCH_CEILINGS, command_bench_ceilings, MODEL_NONE, false,
      SL_LOG_WARNING, "", "What this machine can do at most: memory and matrix rates."},
+    {NULL, "pull", CMD_PULL, command_pull, MODEL_NEEDED, false, SL_LOG_INFO, "NAME",
+     "Fetch a model from the hub, without running it.\n"
+     "NAME is org/name; its folder is printed. Where it is there already, nothing is fetched."},
+    {NULL, "ls", CMD_LS, command_ls, MODEL_NONE, false, SL_LOG_WARNING, "",
+     "List the models that were fetched from the hub."},
+    {NULL, "rm", CMD_RM, command_rm, MODEL_NEEDED, false, SL_LOG_WARNING, "NAME",
+     "Remove a fetched model, or one revision of it."},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
@@ -158,8 +166,8 @@ static bool take_positional(struct options *o, const struct command *c)
     o->args = f->positional + next;
     o->n_args = f->n_positional - next;
     if (c->model == MODEL_NEEDED && !o->engine.model)
-        return flags_fail(f, "no model given: `sluice %s %s`, such as models/pebble",
-                          f->command_name, c->usage);
+        return flags_fail(f, "no model given: `sluice %s %s`, such as %s", f->command_name,
+                          c->usage, c->bit & (CMD_PULL | CMD_RM) ? "org/name" : "models/pebble");
     if (o->n_args && !c->more_args)
         return flags_fail(f, "\"%.80s\" is one argument too many", o->args[0]);
     return true;
@@ -207,6 +215,7 @@ int main(int argc, char **argv)
     int used = 0;
     setlocale(LC_CTYPE, "C.UTF-8"); /* libedit's idea of a character */
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a file-size limit is a failed write, not the end */
     const struct command *c = find_command(argc, argv, &used);
     if (!c)
         return no_command(argc, argv);
@@ -224,5 +233,8 @@ int main(int argc, char **argv)
     flags_report_no_effect(&o.flags, say_no_effect);
     if (o.cpu_isa && strcmp(o.cpu_isa, "auto") != 0 && !cpu_isa_limit(o.cpu_isa))
         return fail_with(EXIT_USAGE, "--cpu-isa %s is not a level", o.cpu_isa);
-    return c->run(&o);
+    if (c->bit & (CMD_PULL | CMD_LS | CMD_RM))
+        return c->run(&o);
+    int code = hub_resolve(&o);
+    return code != EXIT_DONE ? code : c->run(&o);
 }

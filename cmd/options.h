@@ -24,7 +24,10 @@ enum command_bit {
     CMD_BENCH_STARTUP = 1 << 11,
     CMD_BENCH_SIM = 1 << 12,
     CMD_BENCH_POLICIES = 1 << 13,
-    CMD_BENCH_CEILINGS = 1 << 14
+    CMD_BENCH_CEILINGS = 1 << 14,
+    CMD_PULL = 1 << 15,
+    CMD_LS = 1 << 16,
+    CMD_RM = 1 << 17
 };
 
 /* What a request asks for, where the command line says so; NAN and SL_NONE mean "not said". */
@@ -87,8 +90,17 @@ struct sim_options {
     int n_policies;
 };
 
+/* Models by name: --revision and so on; the environment's part is read in hub_setup.c. */
+struct hub_options {
+    const char *revision, *tokenizer_revision; /* NULL: main */
+    const char *download_dir;                  /* NULL: huggingface_hub's own cache */
+    const char *token;                         /* --hf-token; NULL: HF_TOKEN or the token file */
+    bool yes;                                  /* rm: do not ask */
+};
+
 struct options {
     struct flags flags;
+    struct hub_options hub;
     struct sl_config engine;
     struct sl_server_config server;
     struct sampling_options sampling;
@@ -100,6 +112,7 @@ struct options {
     const char *model_flag; /* --model; the positional model wins when both are the same or one */
     int log_level;          /* 0 debug .. 3 error; -1: the command's own default */
     const char *input_file, *output_file; /* -i, -o */
+    const char *output_tmp_dir;           /* run-batch: where answers wait to be sent to a URL */
     const char *system_prompt;
     bool chat;                /* generate --chat */
     bool json_lines;          /* generate --json */
@@ -113,6 +126,8 @@ struct options {
 };
 
 void options_init(struct options *o);
+/* MODEL as it was given: a folder, or a hub's name whose folder is in engine.model. */
+const char *options_model_name(const struct options *o);
 
 extern const struct flag flag_table[];
 extern const int flag_table_n;

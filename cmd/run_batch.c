@@ -4,6 +4,7 @@
  * bounded number of lines is in flight; an answer waits until those before it are written.
  *
  * SPDX-License-Identifier: Apache-2.0 */
+#include "batch_url.h"
 #include "commands.h"
 #include "progress.h"
 #include "util.h"
@@ -264,9 +265,42 @@ static int run_lines(struct batch *b)
     return EXIT_DONE;
 }
 
-static FILE *open_or(const char *path, const char *mode, FILE *standard)
+/* A file, a standard stream, or what a URL leads to; NULL: it failed, and said so. */
+static FILE *open_input(const struct options *o)
 {
-    return strcmp(path, "-") == 0 ? standard : fopen(path, mode);
+    struct sl_err err = {0};
+    FILE *in = is_url(o->input_file)             ? url_get(o->input_file, o->output_tmp_dir, &err)
+               : strcmp(o->input_file, "-") == 0 ? stdin
+                                                 : fopen(o->input_file, "rb");
+    if (!in && err.code)
+        fail_with(EXIT_FAILED, "-i: %s", err.msg);
+    else if (!in)
+        fail_with(EXIT_FAILED, "%s: %s", o->input_file, strerror(errno));
+    return in;
+}
+
+static FILE *open_output(const struct options *o)
+{
+    struct sl_err err = {0};
+    FILE *out = is_url(o->output_file)             ? url_scratch(o->output_tmp_dir, &err)
+                : strcmp(o->output_file, "-") == 0 ? stdout
+                                                   : fopen(o->output_file, "wb");
+    if (!out && err.code)
+        fail_with(EXIT_FAILED, "-o: %s", err.msg);
+    else if (!out)
+        fail_with(EXIT_FAILED, "%s: %s", o->output_file, strerror(errno));
+    return out;
+}
+
+/* Whatever was answered is sent, also after a failure: it is what there is. */
+static int close_output(const struct options *o, FILE *out, int code)
+{
+    struct sl_err err = {0};
+    if (is_url(o->output_file) && url_put(o->output_file, out, &err) != SL_OK)
+        code = fail_with(EXIT_FAILED, "-o: the answers could not be sent: %s", err.msg);
+    if (out != stdout && fclose(out) != 0)
+        code = fail_with(EXIT_FAILED, "%s: %s", o->output_file, strerror(errno));
+    return code;
 }
 
 static int run_with_engine(struct batch *b)
@@ -297,15 +331,11 @@ int command_run_batch(struct options *o)
     struct batch b = {.o = o};
     if (!o->input_file || !o->output_file)
         return fail_with(EXIT_USAGE, "`sluice run-batch` needs -i IN.jsonl and -o OUT.jsonl");
-    if (!strncmp(o->input_file, "http", 4) || !strncmp(o->output_file, "http", 4))
-        return fail_with(EXIT_USAGE, "URLs for -i and -o are not there yet; give file names");
-    b.in = open_or(o->input_file, "rb", stdin);
-    if (!b.in)
-        return fail_with(EXIT_FAILED, "%s: %s", o->input_file, strerror(errno));
-    b.out = open_or(o->output_file, "wb", stdout);
-    if (!b.out) {
+    if (!(b.in = open_input(o)))
+        return EXIT_FAILED;
+    if (!(b.out = open_output(o))) {
         fclose(b.in);
-        return fail_with(EXIT_FAILED, "%s: %s", o->output_file, strerror(errno));
+        return EXIT_FAILED;
     }
     pthread_mutex_init(&b.lock, NULL);
     pthread_cond_init(&b.some_done, NULL);
@@ -315,7 +345,5 @@ int command_run_batch(struct options *o)
     pthread_mutex_destroy(&b.lock);
     if (b.in != stdin)
         fclose(b.in);
-    if (b.out != stdout && fclose(b.out) != 0)
-        code = fail_with(EXIT_FAILED, "%s: %s", o->output_file, strerror(errno));
-    return code;
+    return close_output(o, b.out, code);
 }

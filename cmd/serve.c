@@ -112,7 +112,7 @@ static void log_start(const struct options *o)
 {
     char args[2048];
     flags_describe(&o->flags, args, sizeof args);
-    LOG("vLLM server version %s, serving model %s", sl_version(), o->engine.model);
+    LOG("vLLM server version %s, serving model %s", sl_version(), options_model_name(o));
     LOG("non-default args: %s", args);
 }
 

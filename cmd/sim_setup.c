@@ -17,7 +17,7 @@ static bool model_shape(struct sim_setup *s, const struct options *o, int *max_p
         return false;
     model_spec_info(spec, &info);
     model_spec_destroy(&spec);
-    s->model = o->engine.model;
+    s->model = options_model_name(o);
     s->weight_bytes = (double)info.weight_bytes;
     s->flops_per_token = (double)info.flops_per_token;
     s->attn_flops_per_pair = 4.0 * info.hidden * info.n_layers;

@@ -90,9 +90,10 @@ enum sl_logprobs_mode {
 };
 
 struct sl_config {
-    const char *model;               /* folder in Hugging Face layout */
+    const char *model;               /* folder in Hugging Face layout; see sl_hub_fetch */
+    const char *model_name;          /* what to call it; NULL: `model` as given */
     const char *tokenizer;           /* NULL: the model's folder */
-    const char *const *served_names; /* NULL: one name, `model` as given */
+    const char *const *served_names; /* NULL: one, model_name */
     int n_served_names;
     const char *chat_template;     /* file name or template text; NULL: the model's own */
     const char *generation_config; /* "auto" (the model's file), "vllm" (none) or a folder */
@@ -138,6 +139,61 @@ struct sl_config {
 };
 
 SL_API void sl_config_init(struct sl_config *cfg); /* fills the defaults above */
+
+/* ---- models by name ------------------------------------------------------------------------- */
+
+/* The hub that names like "org/model" stand for, and the folder where they are kept: the one of
+ * huggingface_hub, shared with it both ways. Nothing here reads the environment; `sluice` fills it
+ * from HF_ENDPOINT, HF_TOKEN, HF_HUB_CACHE and so on. */
+enum sl_hub_file_state { SL_HUB_WAITING, SL_HUB_FETCHING, SL_HUB_DONE };
+
+struct sl_hub_file {
+    const char *name;
+    int64_t size, done; /* bytes; size -1: not known yet */
+    enum sl_hub_file_state state;
+};
+
+struct sl_hub_config {
+    const char *endpoint;  /* "https://huggingface.co"; http only when it is said here */
+    const char *token;     /* sent to the endpoint's scheme, host and port alone; NULL: none */
+    const char *cache_dir; /* where models--ORG--NAME folders are; must be set to fetch */
+    const char *ca_file;   /* certificates to trust; NULL: the system's */
+    bool offline;          /* no requests: what the cache has */
+    int silence_s;         /* a connection that brings nothing for so long is given up; 30 */
+    int max_parallel;      /* files at once; 8 */
+    /* Called by the fetching thread about ten times a second, and once when all files are there;
+     * NULL: nobody watches. */
+    void (*progress)(void *ctx, const struct sl_hub_file *files, int n_files);
+    void *ctx;
+};
+
+SL_API void sl_hub_config_init(struct sl_hub_config *cfg); /* fills the defaults above */
+
+/* Whether `model` can be a hub's name: "org/name" or "name". A folder of that name wins. */
+SL_API bool sl_hub_is_name(const char *model);
+
+/* The folder that holds `name` at `revision` (NULL: "main"; a branch, a tag or a commit), fetched
+ * where it is not there yet: configuration, tokenizer and chat templates, and with `weights` the
+ * safetensors too. *dir is freed with sl_free. */
+SL_API SL_MUST_CHECK enum sl_status sl_hub_fetch(const struct sl_hub_config *cfg, const char *name,
+                                                 const char *revision, bool weights, char **dir,
+                                                 struct sl_err *err);
+
+/* One revision in the cache; of a model without any, what a broken download left (commit ""). */
+struct sl_hub_entry {
+    char *name, *commit, *refs, *path; /* refs: "main, v1" */
+    int64_t bytes, last_used_s;        /* last_used_s: since 1970 */
+    int n_files;
+};
+SL_API SL_MUST_CHECK enum sl_status sl_hub_list(const struct sl_hub_config *cfg,
+                                                struct sl_hub_entry **list, size_t *n,
+                                                struct sl_err *err);
+SL_API void sl_hub_list_free(struct sl_hub_entry *list, size_t n);
+/* Removes one revision (a ref or a commit), or with NULL all there is of a model; never anything
+ * outside cache_dir. *bytes: what became free. */
+SL_API SL_MUST_CHECK enum sl_status sl_hub_remove(const struct sl_hub_config *cfg, const char *name,
+                                                  const char *revision, int64_t *bytes,
+                                                  struct sl_err *err);
 
 /* ---- sampling parameters: vLLM's SamplingParams --------------------------------------------- */
 

@@ -8,6 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export SLUICE_BIN=$1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+export HF_HUB_OFFLINE=1 # no test looks for a model beyond this machine
 export PYTHONPATH=tests:tests/cli:tests/http
 shift
 python=.venv/bin/python

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Data flows one way: http -> engine -> draft -> {text, sched, model, sample} -> core, backend, dist -> base.
+# Data flows one way: http -> engine -> draft -> {text, sched, model, sample, hub} -> core, backend,
+# dist -> base; hub stands on base alone.
 # Prints each #include that points elsewhere; exits 1 if there is one. With a folder as argument it
 # looks there instead (tests/cli/test_checks.py gives it a wrong tree).
 # SPDX-License-Identifier: Apache-2.0
@@ -13,16 +14,17 @@ declare -A may=(
     [core]="base"
     [dist]="base"
     [backend]="base core dist"
+    [hub]="base"
     [text]="base core"
     [sample]="base core backend"
     [sched]="base core backend dist"
     [model]="base core backend dist"
     [draft]="base core backend model sample"
-    [engine]="base core backend dist text sched model sample draft"
+    [engine]="base core backend dist text sched model sample draft hub"
     [http]="base core engine text"
 )
 # These commands are examples of the public interface: they see sluice.h and nothing inside.
-public=" serve chat generate run_batch text_commands prompts offline progress sampling_json "
+public=" serve chat generate run_batch text_commands prompts offline progress sampling_json hub_setup hub_commands hub_progress "
 
 bad=0
 complain() {

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 what=${1:-build}
 build=(gcc libc6-dev make cmake ninja-build pkg-config
        libevent-dev libjansson-dev libyaml-dev libpcre2-dev libutf8proc-dev libssl-dev libedit-dev
-       libhwloc-dev libxxhash-dev libcmocka-dev zlib1g-dev)
+       libhwloc-dev libxxhash-dev libcmocka-dev zlib1g-dev libcurl4-openssl-dev ca-certificates)
 tests=(curl python3 python3-venv)
 ci=(clang clang-format clang-tidy llvm libclang-rt-14-dev ccache)
 

@@ -14,19 +14,15 @@ static enum sl_status copy_config(struct sl_engine *e, const struct sl_config *c
 {
     struct sl_config *c = &e->cfg;
     *c = *cfg;
-    const char **strings[] = {&c->model,
-                              &c->tokenizer,
-                              &c->chat_template,
-                              &c->generation_config,
-                              &c->override_generation_config,
-                              &c->hf_overrides,
-                              &c->quantization,
-                              &c->kv_cache_dtype,
-                              &c->sim_device,
-                              &c->speculative_config,
-                              &c->rejection_sample_method};
+    const char **strings[] = {
+        &c->model,         &c->model_name,         &c->tokenizer,
+        &c->chat_template, &c->generation_config,  &c->override_generation_config,
+        &c->hf_overrides,  &c->quantization,       &c->kv_cache_dtype,
+        &c->sim_device,    &c->speculative_config, &c->rejection_sample_method};
     if (!c->model)
         return SL_FAIL_PARAM(err, SL_EINVAL, "model", "no model was given");
+    if (!c->model_name)
+        c->model_name = c->model;
     if (!c->kv_cache_dtype)
         c->kv_cache_dtype = "auto";
     if (!c->generation_config)
@@ -40,7 +36,7 @@ static enum sl_status copy_config(struct sl_engine *e, const struct sl_config *c
     int n = c->n_served_names > 0 ? c->n_served_names : 1;
     const char **names = arena_alloc(&e->strings, (size_t)n, sizeof *names);
     for (int i = 0; names && i < n; i++) {
-        const char *name = c->n_served_names > 0 ? c->served_names[i] : c->model;
+        const char *name = c->n_served_names > 0 ? c->served_names[i] : c->model_name;
         if (!(names[i] = arena_strndup(&e->strings, name, strlen(name))))
             names = NULL;
     }
@@ -71,7 +67,7 @@ enum sl_status engine_start(struct sl_engine *e, struct sl_err *err)
 {
     e->limits.vocab_size = e->info.vocab_size;
     e->limits.max_logprobs = e->cfg.max_logprobs;
-    e->info.model = e->cfg.model;
+    e->info.model = e->cfg.model_name;
     e->info.served_names = e->cfg.served_names;
     e->info.n_served_names = e->cfg.n_served_names;
     e->info.max_logprobs = e->cfg.max_logprobs;

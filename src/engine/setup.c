@@ -127,7 +127,7 @@ static enum sl_status open_device(struct sl_engine *e, struct sl_err *err)
         return st;
     e->ops = rc.ops;
     e->device = rc.device;
-    log_info("Starting to load model %s...", e->cfg.model);
+    log_info("Starting to load model %s...", e->cfg.model_name);
     int64_t start = clock_mono_ns();
     st = runner_create(&e->runner, &rc, err);
     if (st)

@@ -363,6 +363,11 @@ static const struct family *find_family(const struct config *c)
     for (int f = 0; f < N_FAMILIES; f++)
         strbuf_addf(&known, "%s%s", f ? ", " : "", families[f]->architecture);
     const char *first = json_string_value(json_array_get(list, 0));
+    if (json_is_object(get(c, "auto_map")))
+        config_fail(c,
+                    "architecture '%.64s' comes as code with the model (auto_map), and a model's "
+                    "code is never run; known are: %s",
+                    first ? first : "(none given)", known.data ? known.data : "");
     config_fail(c, "architecture '%.64s' is not known; known are: %s",
                 first ? first : "(none given)", known.data ? known.data : "");
     strbuf_fini(&known);

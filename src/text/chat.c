@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "text/chat.h"
 
+#include "base/file.h"
 #include "base/mem.h"
 #include "base/strbuf.h"
 #include "text/chat_files.h"
@@ -69,7 +70,7 @@ static enum sl_status pick_template(struct chat *c, const char *chosen, struct s
     c->pick = find(c, chosen);
     if (c->pick == SIZE_MAX) {
         if (!is_text(chosen))
-            st = chat_read_file(chosen, &data, &bytes, err);
+            st = file_read(chosen, CHAT_MAX_FILE_BYTES, &data, &bytes, err);
         if (!st && !data && !is_text(chosen))
             st = SL_FAIL_PARAM(err, SL_EINVAL, "chat_template",
                                "the chat template '%s' is no text with braces and no file that is "

@@ -1,65 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "text/chat_files.h"
 
+#include "base/file.h"
 #include "base/mem.h"
 #include "base/strbuf.h"
 
 #include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-enum { MAX_FILE_BYTES = 64 << 20, MAX_TEMPLATES = 64, MAX_PATH_BYTES = 1 << 16 };
-
-/* ---- files ---------------------------------------------------------------------------------- */
-
-static enum sl_status read_all(int fd, const char *path, char **data, size_t *bytes,
-                               struct sl_err *err)
-{
-    struct strbuf b;
-    char part[8192];
-    ssize_t got;
-    strbuf_init(&b, MAX_FILE_BYTES);
-    while ((got = read(fd, part, sizeof part)) > 0)
-        strbuf_add(&b, part, (size_t)got);
-    int why = errno;
-    bool too_large = b.failed && b.len + sizeof part > MAX_FILE_BYTES;
-    size_t n = b.len;
-    char *p = strbuf_take(&b);
-    if (got < 0) {
-        mem_free(p);
-        return SL_FAIL(err, SL_EIO, "cannot read %s: %s", path, strerror(why));
-    }
-    if (!p)
-        return too_large ? SL_FAIL(err, SL_EFORMAT, "%s is larger than %d MiB", path,
-                                   MAX_FILE_BYTES >> 20)
-                         : SL_FAIL(err, SL_ENOMEM, "no memory to read %s", path);
-    *data = p;
-    *bytes = n;
-    return SL_OK;
-}
-
-enum sl_status chat_read_file(const char *path, char **data, size_t *bytes, struct sl_err *err)
-{
-    struct stat info;
-    *data = NULL;
-    *bytes = 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not hang us */
-    if (fd < 0)
-        return errno == ENOENT || errno == ENOTDIR || errno == ENAMETOOLONG
-                   ? SL_OK
-                   : SL_FAIL(err, SL_EIO, "cannot read %s: %s", path, strerror(errno));
-    enum sl_status st;
-    if (fstat(fd, &info) || !S_ISREG(info.st_mode))
-        st = SL_FAIL(err, SL_EFORMAT, "%s is not a regular file", path);
-    else
-        st = read_all(fd, path, data, bytes, err);
-    close(fd);
-    return st;
-}
+enum { MAX_TEMPLATES = 64, MAX_PATH_BYTES = 1 << 16 };
 
 static char *join(const char *dir, const char *name)
 {
@@ -78,7 +28,7 @@ static enum sl_status read_in(const char *dir, const char *name, char **data, si
     *data = NULL;
     if (!path)
         return SL_FAIL(err, SL_ENOMEM, "no memory for a file's name");
-    enum sl_status st = chat_read_file(path, data, bytes, err);
+    enum sl_status st = file_read(path, CHAT_MAX_FILE_BYTES, data, bytes, err);
     mem_free(path);
     return st;
 }

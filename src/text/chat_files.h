@@ -7,9 +7,7 @@
 
 #include <jansson.h>
 
-/* *data is NULL when there is no such file; NUL-terminated, free it with mem_free. */
-SL_MUST_CHECK enum sl_status chat_read_file(const char *path, char **data, size_t *bytes,
-                                            struct sl_err *err);
+enum { CHAT_MAX_FILE_BYTES = 64 << 20 };
 
 typedef enum sl_status (*chat_template_fn)(void *ctx, const char *name, const char *source,
                                            size_t bytes, struct sl_err *err);

@@ -4,16 +4,15 @@
  * tokenizer.model, *.tiktoken, vocab.json with merges.txt, vocab.txt.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "text/tokenizer_impl.h"
+#include "base/file.h"
 #include "base/mem.h"
 #include "base/status.h"
 
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 struct file {
     char *data; /* NULL: no such file */
@@ -22,32 +21,7 @@ struct file {
 
 static enum sl_status read_file(const char *path, struct file *out, struct sl_err *err)
 {
-    struct stat info;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return errno == ENOENT || errno == ENOTDIR
-                   ? SL_OK
-                   : SL_FAIL(err, SL_EIO, "cannot read %s: %s", path, strerror(errno));
-    if (fstat(fd, &info) || !S_ISREG(info.st_mode) || info.st_size > TOK_MAX_FILE_BYTES) {
-        close(fd);
-        return SL_FAIL(err, SL_EFORMAT, "%s is not a file of at most %d MiB", path,
-                       TOK_MAX_FILE_BYTES >> 20);
-    }
-    size_t want = (size_t)info.st_size, have = 0;
-    char *p = mem_alloc(want + 1, 1);
-    ssize_t got = 0;
-    while (p && have < want && (got = read(fd, p + have, want - have)) > 0)
-        have += (size_t)got;
-    close(fd);
-    if (!p || have < want) {
-        enum sl_status st = p ? SL_FAIL(err, SL_EIO, "cannot read %s to its end", path)
-                              : SL_FAIL(err, SL_ENOMEM, "no memory to read %s", path);
-        mem_free(p);
-        return st;
-    }
-    p[have] = 0;
-    *out = (struct file){p, have};
-    return SL_OK;
+    return file_read(path, TOK_MAX_FILE_BYTES, &out->data, &out->bytes, err);
 }
 
 static enum sl_status read_in(const char *dir, const char *name, struct file *out,
