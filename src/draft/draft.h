@@ -7,6 +7,7 @@
 
 #include "base/mem.h"
 #include "core/proposer.h"
+#include "model/model.h"
 
 enum draft_method { DRAFT_NGRAM, DRAFT_SUFFIX, DRAFT_MODEL };
 
@@ -42,5 +43,22 @@ SL_MUST_CHECK enum sl_status draft_config_parse(struct draft_config *out, const 
  * them there. The longest match wins, then the latest. */
 SL_MUST_CHECK enum sl_status ngram_create(struct proposer **out, const struct draft_config *cfg,
                                           int vocab_size, struct sl_err *err);
+
+/* A smaller model that continues the sequence by itself, in its own cache under the target's block
+ * numbers: position p of a sequence lies in the same block and place there. It computes what it
+ * lacks when it is asked (a prompt, at first), and remembers which full blocks it has, so that what
+ * the target finds in its prefix cache is found here too.
+ * rc: its spec, device and options; taken by the runner, failing or not. group: the target's layer
+ * group whose tables it reads. */
+SL_MUST_CHECK enum sl_status draft_model_open(struct proposer **out, const struct draft_config *cfg,
+                                              const struct runner_config *rc, int group,
+                                              struct sl_err *err);
+size_t draft_model_bytes_per_token(const struct proposer *p); /* of its cache */
+/* Buffers for steps of at most max_tokens rows. */
+size_t draft_model_step_bytes(const struct proposer *p, int max_tokens, int max_seqs);
+/* The cache and the buffers, once the target's limits are known. */
+SL_MUST_CHECK enum sl_status draft_model_take_memory(struct proposer *p, int n_blocks,
+                                                     const struct batch_limits *target,
+                                                     struct sl_err *err);
 
 #endif

@@ -91,6 +91,8 @@ struct sl_engine {
     struct sampler *sampler;                /* NULL on sim */
     struct proposer *proposer;              /* NULL: no speculation */
     bool device_draws, device_keeps_tokens; /* the device samples what it can; for penalties */
+    struct draft_config draft;
+    struct model_spec *draft_spec; /* NULL: no draft model */
     struct model_spec *spec;
     struct sl_text *text;
     struct core *core; /* used by the engine thread alone */
@@ -131,6 +133,9 @@ struct sl_engine {
 
 /* setup.c: model, tokenizer, device and sizes, from e->cfg. */
 SL_MUST_CHECK enum sl_status setup_open(struct sl_engine *e, struct sl_err *err);
+/* The device that cfg names, into rc. */
+SL_MUST_CHECK enum sl_status setup_device(const struct sl_config *cfg, struct runner_config *rc,
+                                          struct sl_err *err);
 /* Once the scheduler's limits are known: the KV cache and the buffers of a step. */
 SL_MUST_CHECK enum sl_status setup_take_memory(struct sl_engine *e, struct sl_err *err);
 void setup_close(struct sl_engine *e);
@@ -143,6 +148,8 @@ SL_MUST_CHECK enum sl_status engine_start(struct sl_engine *e, struct sl_err *er
 
 /* speculate.c: what --speculative-config asks for, once the model is open. */
 SL_MUST_CHECK enum sl_status speculate_open(struct sl_engine *e, struct sl_err *err);
+SL_MUST_CHECK enum sl_status
+speculate_take_memory(struct sl_engine *e, const struct batch_limits *limits, struct sl_err *err);
 void speculate_close(struct sl_engine *e);
 
 /* loop.c */

@@ -98,8 +98,8 @@ static enum sl_status open_sim(struct sl_engine *e, const struct model_info *mi,
     return sim_create(&e->be, &sim, err);
 }
 
-static enum sl_status create_device(const struct sl_config *cfg, struct runner_config *rc,
-                                    struct sl_err *err)
+enum sl_status setup_device(const struct sl_config *cfg, struct runner_config *rc,
+                            struct sl_err *err)
 {
 #ifdef SLUICE_CUDA
     if (cfg->device == SL_DEVICE_CUDA)
@@ -122,7 +122,7 @@ static enum sl_status open_device(struct sl_engine *e, struct sl_err *err)
         .kv_cache_dtype = e->cfg.kv_cache_dtype,
         .block_size = e->cfg.block_size,
     };
-    enum sl_status st = create_device(&e->cfg, &rc, err);
+    enum sl_status st = setup_device(&e->cfg, &rc, err);
     if (st)
         return st;
     e->ops = rc.ops;
@@ -197,6 +197,8 @@ static enum sl_status set_sizes(struct sl_engine *e, const struct model_info *mi
     struct kv_layout *layout = &e->sched_cfg.layout;
     struct kv_sizes kv;
     *layout = e->be->layout;
+    if (e->draft_spec)
+        layout->draft_bytes_per_token = draft_model_bytes_per_token(e->proposer);
     enum sl_status st = see_machine(e, mi, &m, err);
     if (st)
         return st;
@@ -208,6 +210,8 @@ static enum sl_status set_sizes(struct sl_engine *e, const struct model_info *mi
                                       .max_samples = cfg->max_num_seqs,
                                       .max_logits = cfg->max_num_batched_tokens};
         m.step_bytes = runner_activation_bytes(e->runner, &limits);
+        if (e->draft_spec)
+            m.step_bytes += draft_model_step_bytes(e->proposer, limits.max_tokens, limits.max_seqs);
     }
     st = sizes_kv(&kv, cfg, layout, sizes_kv_bytes(cfg, &m), mi->max_position, err);
     if (st)
@@ -245,6 +249,7 @@ static void set_sched_config(struct sl_engine *e)
     s->long_prefill_token_threshold = cfg->long_prefill_token_threshold;
     s->enable_prefix_caching = cfg->enable_prefix_caching;
     s->depth = e->be->depth;
+    s->proposer = e->proposer;
 }
 
 static bool make_cache_info(struct sl_engine *e)
@@ -363,15 +368,14 @@ enum sl_status setup_open(struct sl_engine *e, struct sl_err *err)
     if (!st)
         st = cfg->device == SL_DEVICE_SIM ? open_sim(e, &mi, err) : open_device(e, err);
     if (!st)
+        st = speculate_open(e, err);
+    if (!st)
         st = set_sizes(e, &mi, err);
     if (st)
         return st;
     set_sched_config(e);
     for (int g = 0; g < e->be->layout.n_groups; g++)
         e->device_keeps_tokens = e->device_keeps_tokens || !e->be->layout.group[g].window;
-    st = speculate_open(e, err);
-    if (st)
-        return st;
     return make_cache_info(e) ? SL_OK : SL_FAIL(err, SL_ENOMEM, "engine: no memory");
 }
 
@@ -381,7 +385,8 @@ enum sl_status setup_take_memory(struct sl_engine *e, struct sl_err *err)
     if (!e->runner)
         return SL_OK;
     sched_batch_limits(core_sched(e->core), &limits);
-    return runner_take_kv(e->runner, e->sched_cfg.layout.n_blocks, &limits, err);
+    enum sl_status st = runner_take_kv(e->runner, e->sched_cfg.layout.n_blocks, &limits, err);
+    return st ? st : speculate_take_memory(e, &limits, err);
 }
 
 void setup_close(struct sl_engine *e)

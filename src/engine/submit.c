@@ -145,8 +145,10 @@ static enum sl_status make_core(struct sl_request *r, const struct sl_input *in,
         c->params.p.min_tokens = c->params.max_tokens;
     c->params.seed = p->has_seed ? (uint64_t)p->seed
                                  : philox_u64((uint64_t)e->cfg.seed, c->number, 0, PHILOX_SEED);
-    c->lockstep = e->device_draws &&
-                  !sampler_device_can(&c->params, e->cfg.logprobs_mode, e->device_keeps_tokens);
+    bool rejects = e->draft.verify == DRAFT_STANDARD && c->params.p.temperature > 0; /* host */
+    c->lockstep =
+        e->device_draws && (rejects || !sampler_device_can(&c->params, e->cfg.logprobs_mode,
+                                                           e->device_keeps_tokens));
     if (!p->has_seed)
         log_debug("Request %s: seed %" PRIu64, c->id, c->params.seed);
     st = request_make_seqs(c, err);

@@ -68,7 +68,7 @@ static void keep_top_p(float *w, int n, float top_p, int32_t *in_edge, int32_t *
 }
 
 /* Index i with probability weight[i] / sum, along the indices in order. u: 53 random bits. */
-static int pick(const float *w, int n, uint64_t u)
+int draw_pick(const float *w, int n, uint64_t u)
 {
     uint64_t total = 0, acc = 0;
     for (int i = 0; i < n; i++)
@@ -100,7 +100,7 @@ int32_t draw_token(const struct draw_params *p, float *x, int n, float max, uint
     }
     if (p->top_p < 1)
         keep_top_p(s->w, n_kept, p->top_p, s->edge, s->top);
-    int at = pick(s->w, n_kept, u);
+    int at = draw_pick(s->w, n_kept, u);
     int32_t token = ids ? ids[at] : at;
     if (mask && (ids || p->top_p < 1)) {
         int j = 0;
@@ -113,4 +113,20 @@ int32_t draw_token(const struct draw_params *p, float *x, int n, float max, uint
         }
     }
     return token;
+}
+
+double draw_weights(const struct draw_params *p, const float *x, int n, float max, float *w,
+                    const struct draw_scratch *s)
+{
+    float lo = keep_threshold(p, x, n, max, s->top);
+    double sum = 0;
+    row_exp(w, x, n, max);
+    for (int i = 0; i < n; i++)
+        if (x[i] < lo)
+            w[i] = 0;
+    if (p->top_p < 1)
+        keep_top_p(w, n, p->top_p, s->edge, s->top);
+    for (int i = 0; i < n; i++)
+        sum += (double)w[i];
+    return sum;
 }

@@ -30,4 +30,11 @@ struct draw_scratch {
 int32_t draw_token(const struct draw_params *p, float *x, int n, float max, uint64_t u, bool mask,
                    const struct draw_scratch *s);
 
+/* The same distribution as weights: w[i] is in proportion to the probability of i, exactly 0 for
+ * what min_p, top_k and top_p drop. w: [n], may be s->w. Returns their sum. */
+double draw_weights(const struct draw_params *p, const float *x, int n, float max, float *w,
+                    const struct draw_scratch *s);
+/* Index i with probability w[i] / sum, the largest of them about 1. u: 53 random bits. */
+int draw_pick(const float *w, int n, uint64_t u);
+
 #endif

@@ -11,7 +11,13 @@
 #include <stdint.h>
 
 /* Draws for different purposes at one position must not be correlated. */
-enum philox_purpose { PHILOX_TOKEN, PHILOX_SEED };
+enum philox_purpose {
+    PHILOX_TOKEN,
+    PHILOX_SEED,
+    PHILOX_DRAFT,   /* a draft's own draw, where it must not be coupled to the target's */
+    PHILOX_ACCEPT,  /* whether a draft stands */
+    PHILOX_RESIDUAL /* what stands instead */
+};
 
 static inline void philox4x32(const uint32_t ctr[4], uint64_t seed, uint32_t out[4])
 {

@@ -1,22 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "sample/sampler.h"
 
-#include "sample/draw.h"
 #include "sample/philox.h"
 #include "sample/processors.h"
+#include "sample/row.h"
 #include "sample/rowmath.h"
 
 #include <math.h>
 #include <string.h>
-
-struct sampler {
-    int n; /* vocabulary */
-    enum sl_logprobs_mode mode;
-    float *x;        /* [n]: the row being worked on */
-    uint32_t *count; /* [n]: zero between rows */
-    int32_t *seen;   /* [n] */
-    struct draw_scratch draw;
-};
 
 enum sl_status sampler_create(struct sampler **out, int vocab_size, enum sl_logprobs_mode mode,
                               struct sl_err *err)
@@ -153,40 +144,55 @@ static enum sl_status beam_row(struct sampler *s, const struct sample_row *sr, c
 
 /* ---- one row --------------------------------------------------------------------------------- */
 
+/* Before the temperature: `raw` itself, or s->x. */
+static const float *processed_row(struct sampler *s, const struct sample_row *sr, const float *raw,
+                                  float *raw_max, float *max)
+{
+    if (!row_max(raw, s->n, raw_max) || *raw_max == -INFINITY)
+        return NULL;
+    *max = *raw_max;
+    if (!processors_needed(sr->seq, sr->pos))
+        return raw;
+    memcpy(s->x, raw, (size_t)s->n * sizeof *raw);
+    processors_apply(sr->seq, sr->pos, s->x, s->n, s->count, s->seen);
+    return row_max(s->x, s->n, max) && *max > -INFINITY ? s->x : NULL;
+}
+
+const float *sampler_row(struct sampler *s, const struct sample_row *sr, const float *raw,
+                         float *raw_max, float *max)
+{
+    float t = sr->seq->req->params.p.temperature;
+    const float *x = processed_row(s, sr, raw, raw_max, max);
+    if (!x || t == 0)
+        return x;
+    for (int i = 0; i < s->n; i++)
+        s->x[i] = x[i] / t;
+    *max /= t;
+    return *max < INFINITY ? s->x : NULL;
+}
+
 /* The token, and in *row, *row_max what logprobs are about. TOKEN_BAD_LOGITS: NaN or infinity from
  * the model, or nothing left to choose from. */
 static int32_t sample_one(struct sampler *s, const struct sample_row *sr, const float *raw,
                           const float **row, float *max)
 {
-    const struct sequence *seq = sr->seq;
-    const struct seq_params *sp = &seq->req->params;
-    const float *x = raw;
+    const struct seq_params *sp = &sr->seq->req->params;
     bool processed = s->mode == SL_PROCESSED_LOGPROBS || s->mode == SL_PROCESSED_LOGITS;
-    float raw_max, x_max;
+    float x_max;
+    const float *x = sampler_row(s, sr, raw, max, &x_max);
+    int32_t token;
 
     *row = raw;
-    if (!row_max(raw, s->n, &raw_max) || raw_max == -INFINITY)
+    if (!x)
         return TOKEN_BAD_LOGITS;
-    *max = x_max = raw_max;
-    if (processors_needed(seq, sr->pos)) {
-        memcpy(s->x, raw, (size_t)s->n * sizeof *raw);
-        processors_apply(seq, sr->pos, s->x, s->n, s->count, s->seen);
-        if (!row_max(s->x, s->n, &x_max) || x_max == -INFINITY)
-            return TOKEN_BAD_LOGITS;
-        x = s->x;
-    }
-    int32_t token;
     if (sp->p.temperature == 0) {
         token = row_find(x, s->n, x_max);
+    } else if (s->by_probability && sr->has_draft) {
+        token = sampler_verify(s, sr, x_max, processed);
     } else {
         struct draw_params dp = {sp->p.min_p, sp->p.top_k, sp->p.top_p};
-        uint64_t u = philox_bits53(sp->seed, (uint64_t)sr->pos, (uint32_t)seq->index, PHILOX_TOKEN);
-        for (int i = 0; i < s->n; i++)
-            s->x[i] = x[i] / sp->p.temperature;
-        x = s->x;
-        x_max /= sp->p.temperature;
-        if (!(x_max < INFINITY))
-            return TOKEN_BAD_LOGITS;
+        uint64_t u =
+            philox_bits53(sp->seed, (uint64_t)sr->pos, (uint32_t)sr->seq->index, PHILOX_TOKEN);
         token = draw_token(&dp, s->x, s->n, x_max, u, processed, &s->draw);
     }
     if (processed) {

@@ -54,4 +54,16 @@ float sampler_log_norm(float max, uint64_t sum);
 bool sampler_mode_is_logits(enum sl_logprobs_mode mode);
 enum sl_logprobs_mode sampler_mode(const struct sampler *s);
 
+/* ---- speculation (rejection.c) ----------------------------------------------------------------
+ */
+
+/* From now on a proposed token is kept with probability min(1, p / q), or replaced by a draw from
+ * what p has beyond q (arXiv 2211.17192). Else it is kept while it equals the token drawn. */
+void sampler_reject_by_probability(struct sampler *s);
+/* A draft's token from its own logits, [vocab_size], with the request's parameters. prob NULL:
+ * with the random number that the target will draw with at this place. Else with another, and
+ * prob: [vocab_size] is what it was drawn from. TOKEN_BAD_LOGITS: none. */
+int32_t sampler_draft(struct sampler *s, const struct sample_row *sr, const float *logits,
+                      float *prob);
+
 #endif

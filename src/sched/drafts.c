@@ -40,7 +40,7 @@ static float acceptance(const struct sched *s, const struct sequence *q)
 /* It computes one token in this plan and gives the next: all that it knows is in the cache. */
 static bool decodes(const struct sequence *q)
 {
-    return q->n_planned == 1 && q->n_computed + 1 == seq_length(q) && q->req->forked;
+    return q->n_planned == 1 && q->n_computed + 1 == seq_length(q) && q->req->forked && !q->req->beam;
 }
 
 /* Guesses that could still become tokens: one more follows the last of them. */
@@ -160,7 +160,8 @@ void drafts_propose(struct sched *s, struct batch *b)
     int64_t start = clock_mono_ns();
     s->proposer->ops->propose(s->proposer, d->item, d->n_items);
     d->propose_ns = clock_mono_ns() - start;
-    cost_curve_add(&d->cost.call, d->n_items, (double)d->propose_ns / deepest);
+    if (s->proposer->n_caught_up <= 2 * d->n_items) /* a prompt's first time says nothing */
+        cost_curve_add(&d->cost.call, d->n_items, (double)d->propose_ns / deepest);
     take_items(s);
 }
 

@@ -39,6 +39,7 @@ static const struct method {
 } methods[] = {
     {"ngram", "{\"method\": \"ngram\", \"num_speculative_tokens\": 4, \"prompt_lookup_min\": 1, "
               "\"prompt_lookup_max\": 4%s}"},
+    {"draft model", "{\"model\": \"models/pebble-draft\", \"num_speculative_tokens\": 4%s}"},
 };
 enum { N_METHODS = sizeof methods / sizeof *methods };
 
@@ -309,6 +310,27 @@ static void choices(void **state)
     }
 }
 
+/* The classic rejection sampler: greedy answers are the same, sampled ones are whole and may differ
+ * (tests/unit/rejection.c has their distribution). */
+static void standard(void **state)
+{
+    (void)state;
+    struct sl_config cfg = config(SL_DEVICE_CPU, SL_DTYPE_BF16);
+    choose(2, 4096);
+    make_base(&cfg, greedy_params);
+    cfg.rejection_sample_method = "standard";
+    for (int m = 0; m < N_METHODS; m++) {
+        struct sl_engine *e = start_with(cfg, &methods[m], false);
+        run(e, N, greedy_params, got);
+        assert_base(&methods[m], "standard, greedy");
+        run(e, N, mixed_params, got);
+        for (int i = 0; i < N; i++)
+            assert_true(!chosen[i] || (got[i].n > 0 && got[i].finish != SL_ERROR));
+        report(e, &methods[m], "standard");
+        sl_engine_destroy(&e);
+    }
+}
+
 static void refuse(const char *json, const char *method, const char *why)
 {
     struct sl_config cfg = config(SL_DEVICE_CPU, SL_DTYPE_BF16);
@@ -341,6 +363,9 @@ static void refusals(void **state)
     refuse("{\"method\": \"ngram\", \"num_speculative_tokens\": 4}", "guess", "'guess'");
     refuse(NULL, "standard", "needs a speculative_config");
     refuse("{\"method\": \"draft_model\", \"num_speculative_tokens\": 4}", NULL, "needs a model");
+    refuse("{\"model\": \"tests/golden/families/gpt2\", \"num_speculative_tokens\": 4}", NULL,
+           "tests/golden/families/gpt2 has a vocabulary of");
+    refuse("{\"model\": \"models/absent\", \"num_speculative_tokens\": 4}", NULL, "models/absent");
 }
 
 static int setup(void **state)
@@ -363,7 +388,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(greedy),    cmocka_unit_test(sampled), cmocka_unit_test(on_ref),
-        cmocka_unit_test(preempted), cmocka_unit_test(choices), cmocka_unit_test(refusals),
+        cmocka_unit_test(preempted), cmocka_unit_test(choices), cmocka_unit_test(standard),
+        cmocka_unit_test(refusals),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
