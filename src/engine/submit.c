@@ -147,8 +147,8 @@ static enum sl_status make_core(struct sl_request *r, const struct sl_input *in,
                                  : philox_u64((uint64_t)e->cfg.seed, c->number, 0, PHILOX_SEED);
     bool rejects = e->draft.verify == DRAFT_STANDARD && c->params.p.temperature > 0; /* host */
     c->lockstep =
-        e->device_draws && (rejects || !sampler_device_can(&c->params, e->cfg.logprobs_mode,
-                                                           e->device_keeps_tokens));
+        e->device_draws &&
+        (rejects || !sampler_device_can(&c->params, e->cfg.logprobs_mode, e->device_keeps_tokens));
     if (!p->has_seed)
         log_debug("Request %s: seed %" PRIu64, c->id, c->params.seed);
     st = request_make_seqs(c, err);

@@ -40,7 +40,8 @@ static float acceptance(const struct sched *s, const struct sequence *q)
 /* It computes one token in this plan and gives the next: all that it knows is in the cache. */
 static bool decodes(const struct sequence *q)
 {
-    return q->n_planned == 1 && q->n_computed + 1 == seq_length(q) && q->req->forked && !q->req->beam;
+    return q->n_planned == 1 && q->n_computed + 1 == seq_length(q) && q->req->forked &&
+           !q->req->beam;
 }
 
 /* Guesses that could still become tokens: one more follows the last of them. */
