@@ -10,6 +10,11 @@ INLINE void panel_pointers(const char *w[MAC_VECS], const char *panel, enum wfor
         w[j] = panel + (size_t)j * mac_bytes(f);
 }
 
+INLINE int row_groups(const struct gemm *g, int size)
+{
+    return (g->rows + size - 1) / size;
+}
+
 /* ---- f32, f16, bf16 ------------------------------------------------------------------------- */
 
 INLINE void float_rows(const struct gemm *g, int r, enum wformat f, const int rows)
@@ -17,10 +22,12 @@ INLINE void float_rows(const struct gemm *g, int r, enum wformat f, const int ro
     __m512i acc[MAC_ROWS][MAC_VECS];
     const char *w[MAC_VECS];
     float *c = g->c + r * g->ldc;
+    int steps = f == W_BF16 ? (g->k + 1) / 2 : g->k;
+    size_t step = MAC_VECS * mac_bytes(f);
     panel_pointers(w, g->w, f);
     mac_start(acc, c, g->ldc, g->first, rows, MAC_VECS);
-    mac_tile(acc, g->x + r * g->x_stride, g->x_stride, w, MAC_VECS * mac_bytes(f),
-             f == W_BF16 ? (g->k + 1) / 2 : g->k, f, rows, MAC_VECS);
+    mac_tile_fetch(acc, g->x + r * g->x_stride, g->x_stride, w, step, steps, f,
+                   fetch_part(g, r / MAC_ROWS, row_groups(g, MAC_ROWS), steps, step), rows);
     mac_store(c, g->ldc, acc, rows, MAC_VECS);
 }
 
@@ -61,8 +68,8 @@ INLINE void i8_rows(const struct gemm *g, int r, const int rows)
     float *c = g->c + r * g->ldc;
     panel_pointers(w, g->w, W_I8);
     mac_start(acc, c, g->ldc, g->first, rows, MAC_VECS);
-    mac_tile(acc, g->x + r * g->x_stride, g->x_stride, w, PANEL * 4, g->k / 4, W_I8, rows,
-             MAC_VECS);
+    mac_tile_fetch(acc, g->x + r * g->x_stride, g->x_stride, w, PANEL * 4, g->k / 4, W_I8,
+                   fetch_part(g, r / MAC_ROWS, row_groups(g, MAC_ROWS), g->k / 4, PANEL * 4), rows);
     if (g->last)
         i8_finish(g, r, acc, rows);
     mac_store(c, g->ldc, acc, rows, MAC_VECS);
@@ -132,11 +139,14 @@ INLINE void i4_add_group(const struct gemm *g, int r, int group, bool zero,
 INLINE void i4_rows(const struct gemm *g, int r, const int rows)
 {
     const char *x = g->x + r * g->x_stride, *w = g->w;
+    struct fetch fetch = fetch_part(g, r / 4, row_groups(g, 4), g->k / 8, PANEL * 4);
     for (int group = 0; group < g->k / I4_GROUP; group++) {
         __m512i acc[MAC_ROWS][MAC_VECS];
         mac_start(acc, NULL, 0, true, rows, MAC_VECS);
-        for (int k = 0; k < I4_GROUP; k += 8, x += 8, w += PANEL * 4)
+        for (int k = 0; k < I4_GROUP; k += 8, x += 8, w += PANEL * 4) {
+            fetch_step(&fetch, (group * I4_GROUP + k) / 8);
             i4_step(acc, x, g->x_stride, w, rows);
+        }
         i4_add_group(g, r, group, g->first && group == 0, acc, rows);
     }
 }

@@ -52,6 +52,7 @@ struct gemm {
     const char *x;           /* packed rows, at the range's first k: f32, bf16 or s8 */
     size_t x_stride;         /* bytes */
     const char *w;           /* the panel, at the range's first k */
+    const char *ahead;       /* as many bytes that are read next, or NULL: fetched meanwhile */
     int rows, k;             /* k: whole granules (i4: whole groups) */
     bool first, last;        /* range of k: first starts from zero, last finishes (scales) */
     const float *w_scale;    /* i8: [PANEL] */

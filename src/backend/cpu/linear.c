@@ -13,7 +13,8 @@
 
 enum {
     K_BLOCK_BYTES = 128 * 1024, /* of a panel */
-    ROW_PART = 48               /* rows an item takes when there are few panels */
+    ROW_PART = 48,              /* rows an item takes when there are few panels */
+    FETCH_ROWS = 8              /* with fewer, reading is all there is to do */
 };
 
 /* ---- scratch -------------------------------------------------------------------------------- */
@@ -128,6 +129,20 @@ static void add_bias(float *y, size_t ldc, const float *bias, int rows, int n)
             y[r * ldc + i] += bias[i];
 }
 
+/* Where the range of k after this one lies, of the same size: in this panel, or in the one that
+ * this thread is likely to take next. */
+static const char *next_range(const struct linear *l, const struct gemm *g, int panel, int k)
+{
+    const struct weight *w = l->w;
+    size_t panel_bytes = weight_panel_bytes(w->format, w->cols);
+    int next = panel + pool_threads(l->d->pool);
+    if (k + 2 * g->k <= l->k_pad)
+        return g->w + weight_k_bytes(w->format, g->k);
+    if (g->last && l->row_parts == 1 && next < l->n_panels)
+        return (const char *)w->data + (size_t)next * panel_bytes;
+    return NULL;
+}
+
 static void panel_k_blocks(const struct linear *l, struct gemm *g, int panel)
 {
     const struct weight *w = l->w;
@@ -146,6 +161,7 @@ static void panel_k_blocks(const struct linear *l, struct gemm *g, int panel)
         g->first = k == 0;
         g->last = k + g->k == l->k_pad;
         g->w = data + weight_k_bytes(w->format, k);
+        g->ahead = g->rows > FETCH_ROWS ? next_range(l, g, panel, k) : NULL;
         g->x = x + (size_t)k * x_bytes;
         if (i4) {
             g->w_group = (const uint32_t *)w->scale + scale + (size_t)(k / I4_GROUP) * PANEL;

@@ -80,6 +80,52 @@ INLINE void mac_tile_ahead(__m512i acc[MAC_ROWS][MAC_VECS], const char *x, size_
     }
 }
 
+/* Lines that a step fetches beside its own work: 1 or 2; at NULL: none. */
+struct fetch {
+    const char *at;
+    size_t lines;
+};
+
+/* Spreads what g wants fetched over the first of its n groups of rows; each takes `steps` steps,
+ * which read `bytes` bytes each. */
+INLINE struct fetch fetch_part(const struct gemm *g, int group, int n, int steps, size_t bytes)
+{
+    size_t lines = n >= 4 ? 1 : 2, part = lines * 64 * (size_t)steps;
+    if (!g->ahead || (size_t)(group + 1) * part > bytes * (size_t)steps)
+        return (struct fetch){NULL, 0};
+    return (struct fetch){g->ahead + group * part, lines};
+}
+
+INLINE void fetch_step(const struct fetch *f, int i)
+{
+    if (!f->at)
+        return;
+    const char *at = f->at + f->lines * 64 * (size_t)i;
+    _mm_prefetch(at, _MM_HINT_T1);
+    _mm_prefetch(at + 64 * (f->lines - 1), _MM_HINT_T1);
+}
+
+/* As mac_tile, with lines fetched on the way. */
+INLINE void mac_tile_fetch(__m512i acc[MAC_ROWS][MAC_VECS], const char *x, size_t x_stride,
+                           const char *const w[MAC_VECS], size_t step, int n, enum wformat f,
+                           struct fetch fetch, const int rows)
+{
+    for (int i = 0; i < n; i++) {
+        __m512i v[MAC_VECS];
+        UNROLL
+        for (int j = 0; j < MAC_VECS; j++)
+            v[j] = mac_load(w[j] + i * step, f);
+        fetch_step(&fetch, i);
+        UNROLL
+        for (int r = 0; r < rows; r++) {
+            __m512i b = mac_broadcast(x + r * x_stride + 4 * (size_t)i);
+            UNROLL
+            for (int j = 0; j < MAC_VECS; j++)
+                acc[r][j] = mac(acc[r][j], b, v[j], f);
+        }
+    }
+}
+
 INLINE void mac_tile(__m512i acc[MAC_ROWS][MAC_VECS], const char *x, size_t x_stride,
                      const char *const w[MAC_VECS], size_t step, int n, enum wformat f,
                      const int rows, const int vecs)
