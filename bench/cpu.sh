@@ -1,45 +1,72 @@
 #!/usr/bin/env bash
 # The CPU's table: kernels and whole steps of Llama-3.2-1B (dummy weights) as shares of what the
-# machine can do, measured in turn with them. Writes bench/results/cpu.json.
+# machine can do, measured in turn with them. Writes bench/results/cpu.json and cpu.svg.
 #
-#     bench/cpu.sh              on an idle machine, a few minutes
-#     THREADS=1 bench/cpu.sh    with one thread CPU time is measured, which other load hardly enters
-#     STEPS=0 bench/cpu.sh      kernels only
+#     bench/cpu.sh                              on an idle machine, about ten minutes
+#     THREADS=1 bench/cpu.sh                    CPU time is measured, which other load hardly enters
+#     PARTS="kernels steps" bench/cpu.sh        of: kernels steps threads dnnl llama
+#     KEEP=DIR bench/cpu.sh                     raw figures stay in DIR, parts not run come from there
+#     LLAMA_BIN=DIR bench/cpu.sh                against llama.cpp: llama-bench, llama-batched-bench
+#                                               and llama-quantize are in DIR
 #
-# Rows against llama.cpp need its binaries (LLAMA_BIN=DIR) and are reported as skipped without.
+# Rows against llama.cpp are reported as skipped without its binaries. Its models (4.6 GB) are made
+# in LLAMA_GGUF, a folder under /tmp if unset. oneDNN is measured where libdnnl-dev is installed.
 # SPDX-License-Identifier: Apache-2.0
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=${BUILD:-build} threads=${THREADS:-2} model=bench/configs/llama-3.2-1b
+parts=${PARTS:-kernels steps threads dnnl llama}
 [ -f "$build/build.ninja" ] || cmake -S . -B "$build" -G Ninja > /dev/null
-ninja -C "$build" sluice bench_cpu_kernels > /dev/null
-out=$(mktemp -d)
-trap 'rm -rf "$out"' EXIT
+ninja -C "$build" sluice bench_cpu_kernels bench_cpu_steps > /dev/null
+if [ -n "${KEEP:-}" ]; then
+    out=$KEEP
+    mkdir -p "$out"
+else
+    out=$(mktemp -d)
+    trap 'rm -rf "$out"' EXIT
+fi
+
+has() { [[ " $parts " = *" $1 "* ]]; }
+
+steps() { # threads format
+    "$build/bench_cpu_steps" "$model" "$1" "$2" 2> /dev/null | tee "$out/steps-$2-$1.txt"
+}
+
+llama() { # format: q8_0, q4_0 or bf16, in turn with our steps
+    local gguf=${LLAMA_GGUF:-${TMPDIR:-/tmp}/sluice-llama-gguf}
+    mkdir -p "$gguf"
+    [ -s "$gguf/1b-bf16.gguf" ] || python3 bench/llama_gguf.py "$model" "$gguf/1b-bf16.gguf"
+    [ -s "$gguf/1b-$1.gguf" ] ||
+        "$LLAMA_BIN/llama-quantize" "$gguf/1b-bf16.gguf" "$gguf/1b-$1.gguf" "${1^^}" > /dev/null 2>&1
+    "$LLAMA_BIN/llama-bench" -m "$gguf/1b-$1.gguf" -p 512 -n 32 -t "$threads" -r 2 -fa 1 -o jsonl \
+        2> /dev/null > "$out/llama-$1.jsonl"
+    "$LLAMA_BIN/llama-batched-bench" -m "$gguf/1b-$1.gguf" -c 24576 -b 2048 -ub 512 -npp 256 \
+        -ntg 8 -npl 16,32,64 -pps -fa on -t "$threads" --output-format jsonl 2> /dev/null \
+        > "$out/llama-batched-$1.jsonl"
+}
 
 "$build/sluice" bench ceilings --threads "$threads" --output-json "$out/ceilings.json"
-for what in bf16 int8 int4 attention; do
-    "$build/bench_cpu_kernels" "$threads" amx "$what" 2> /dev/null | tee "$out/$what.txt"
-done
-
-# One request after the other: a prompt alone, then the same with 32 tokens more.
-latency() { # name, batch, input, output, flags...
-    local name=$1 batch=$2 input=$3 output=$4
-    shift 4
-    "$build/sluice" bench latency "$model" --load-format dummy --skip-tokenizer-init \
-        --threads "$threads" --max-model-len 2048 --max-num-batched-tokens 512 \
-        --kv-cache-memory-bytes 1G --no-enable-prefix-caching --num-iters-warmup 1 \
-        --num-iters 3 --batch-size "$batch" --input-len "$input" --output-len "$output" \
-        --output-json "$out/$name.json" "$@" > /dev/null
-}
-if [ "${STEPS:-1}" != 0 ]; then
-    for q in bf16 int8 int4; do
-        flags=()
-        [ $q = bf16 ] || flags=(--quantization $q)
-        latency prefill-$q 1 512 1 "${flags[@]}"
-        latency start-$q 1 16 1 "${flags[@]}"
-        latency decode-$q 1 16 33 "${flags[@]}"
+if has kernels; then
+    for what in bf16 int8 int4 attention; do
+        "$build/bench_cpu_kernels" "$threads" amx "$what" 2> /dev/null | tee "$out/$what.txt"
     done
 fi
-[ -n "${LLAMA_BIN:-}" ] || echo "llama.cpp: skipped (LLAMA_BIN is not set)"
-
+if has steps; then
+    for q in bf16 int8 int4; do steps "$threads" $q; done
+fi
+if has threads && [ "$threads" != 1 ]; then
+    "$build/sluice" bench ceilings --threads 1 --output-json "$out/ceilings-1.json"
+    for q in bf16 int8; do steps 1 $q; done
+fi
+if has dnnl && ninja -C "$build" bench_dnnl > /dev/null 2>&1; then
+    OMP_NUM_THREADS=$threads OMP_WAIT_POLICY=passive "$build/bench_dnnl" "$threads" |
+        tee "$out/dnnl.txt"
+fi
+if has llama; then
+    if [ -n "${LLAMA_BIN:-}" ]; then
+        for q in ${LLAMA_FORMATS:-q8_0 q4_0 bf16}; do llama "$q"; done
+    else
+        echo "llama.cpp: skipped (LLAMA_BIN is not set)"
+    fi
+fi
 python3 bench/cpu_report.py "$out" bench/results/cpu.json "$(git rev-parse --short HEAD)"
