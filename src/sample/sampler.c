@@ -104,7 +104,7 @@ static int beam_entries(struct sampler *s, const struct sample_row *sr, const fl
     float max;
     if (!row_max(raw, s->n, &max) || max == -INFINITY)
         return 0;
-    float norm = (float)((double)max + log(row_sum_exp(raw, s->n, max)));
+    float norm = sampler_log_norm(max, row_sum_exp(raw, s->n, max));
     for (int i = 0; i < s->n; i++)
         s->x[i] = raw[i] - norm;
     if (processors_needed(sr->seq, sr->pos)) {

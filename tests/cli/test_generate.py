@@ -79,6 +79,21 @@ class Output(unittest.TestCase):
         again = lines(run("generate", MODEL, "--json", stdin=jsonl(rows[:1]))[1])[0]
         self.assertEqual(again["outputs"], a["outputs"], "a seed decides")
 
+    def test_beams_by_line(self):
+        line = {"prompt": "The tar command", "n": 2, "best_of": 4, "use_beam_search": True,
+                "max_tokens": 8, "length_penalty": 2.0, "early_stopping": "never"}
+        bad = {"prompt": "x", "use_beam_search": True, "early_stopping": "late"}
+        code, out, err = run("generate", MODEL, "--json", stdin=jsonl([line, bad, line]))
+        a, b, c = lines(out)
+        self.assertEqual((code, b["error"]), (1, '"early_stopping" must be true, false or "never"'),
+                         err)
+        self.assertEqual(a["outputs"], c["outputs"])
+        best, second = a["outputs"]
+        self.assertEqual((best["index"], second["index"]), (0, 1))
+        self.assertGreater(best["score"], second["score"])
+        self.assertAlmostEqual(best["score"], best["cumulative_logprob"] / 64, 6)
+        self.assertEqual(a["usage"]["completion_tokens"], 16)
+
     def test_one_bad_prompt_does_not_hurt_the_others(self):
         rows = [{"prompt": "fine", "max_tokens": 2}, {"prompt": "x", "temperature": 9}, {"prompt": []},
                 {"prompt": [10**6]}, {"prompt": "x", "top_p": "y"}, {"nothing": 1},

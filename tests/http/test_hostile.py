@@ -77,7 +77,16 @@ class Bodies(unittest.TestCase):
             self.assertTrue(a.status in (200, 400), a.body)
 
     def test_absurd_numbers(self):
-        for extra in ({"n": 10**9}, {"n": 20000}, {"logprobs": 10**6}, {"max_tokens": 10**9},
+        for extra in ({"best_of": 10**9}, {"best_of": -1}, {"n": 2, "best_of": 1},
+                      {"prompt": ["a"] * 1000, "best_of": 1000}, {"best_of": "many"},
+                      {"use_beam_search": True, "n": 5000}, {"use_beam_search": True, "n": 0},
+                      {"use_beam_search": True, "best_of": 10**6},
+                      {"use_beam_search": True, "length_penalty": 1e30},
+                      {"use_beam_search": True, "early_stopping": "soon"},
+                      {"use_beam_search": True, "early_stopping": [1]},
+                      {"use_beam_search": True, "stop": ["a"]},
+                      {"use_beam_search": True, "stop_token_ids": list(range(1000))},
+                      {"n": 10**9}, {"n": 20000}, {"logprobs": 10**6}, {"max_tokens": 10**9},
                       {"prompt_logprobs": 5000}, {"temperature": 1e30}, {"top_k": -5},
                       {"stop": ["a"] * 1000}, {"stop": [""]}, {"bad_words": [""]},
                       {"logit_bias": {"999999": 1}},

@@ -139,6 +139,57 @@ class Client(unittest.TestCase):
         two = self.complete(prompt=["one", "two"], n=2, temperature=1, seed=1)
         self.assertEqual([c.index for c in two.choices], [0, 1, 2, 3])
 
+    def test_best_of(self):
+        more = {"temperature": 1, "seed": 5, "logprobs": 0}
+        all_six = self.complete(n=6, **more).choices
+        best = self.complete(n=2, best_of=6, **more)
+        order = sorted(all_six, key=lambda c: -sum(c.logprobs.token_logprobs))
+        self.assertEqual([c.index for c in best.choices], [0, 1])
+        self.assertEqual([c.text for c in best.choices], [c.text for c in order[:2]])
+        self.assertEqual(best.usage.completion_tokens,
+                         sum(len(c.logprobs.tokens) for c in best.choices))
+        plain = self.complete(n=2, best_of=6, temperature=1, seed=5).choices
+        self.assertEqual([c.text for c in plain], [c.text for c in best.choices])
+        self.assertIsNone(plain[0].logprobs)
+        chat = self.chat(temperature=1, extra_body={"best_of": 3})
+        self.assertEqual(len(chat.choices), 1)
+        with self.assertRaises(openai.BadRequestError) as e:
+            self.complete(n=1, best_of=2, temperature=1, stream=True)
+        self.assertEqual(e.exception.body["param"], "best_of")
+
+    def test_beam_search(self):
+        def beams(n=4, **more):
+            return self.complete(n=n, logprobs=0, extra_body={"use_beam_search": True, **more})
+
+        a = beams()
+        self.assertEqual([c.index for c in a.choices], [0, 1, 2, 3])
+        self.assertEqual(len({c.text for c in a.choices}), 4)
+        sums = [sum(c.logprobs.token_logprobs) for c in a.choices]
+        self.assertEqual(sums, sorted(sums, reverse=True))  # all have 12 tokens
+        greedy = self.complete(logprobs=0).choices[0]
+        self.assertGreaterEqual(sums[0] + 1e-4, sum(greedy.logprobs.token_logprobs))
+        self.assertEqual(beams(n=1).choices[0].text, greedy.text)
+        two = beams(n=2, best_of=4)
+        self.assertEqual([c.text for c in two.choices], [c.text for c in a.choices[:2]])
+        self.assertEqual(two.usage.completion_tokens, 24)
+        for early in (True, False, "never", None):
+            c = self.chat(n=2, extra_body={"use_beam_search": True, "early_stopping": early,
+                                           "length_penalty": 0, "include_stop_str_in_output": True,
+                                           "skip_special_tokens": False}).choices[0]
+            self.assertTrue(c.finish_reason == "length" or c.message.content.endswith("<|im_end|>"))
+        stop = a.choices[0].logprobs.tokens[0]
+        ids = beams(return_token_ids=True).choices[0].model_extra["token_ids"]
+        c = beams(stop_token_ids=[ids[0]], early_stopping=True)
+        self.assertIn(stop, [x.logprobs.tokens[-1] for x in c.choices])
+        self.assertIn(ids[0], [x.model_extra["stop_reason"] for x in c.choices])
+        with self.assertRaises(openai.BadRequestError) as e:
+            self.chat(n=2, stream=True, extra_body={"use_beam_search": True})
+        self.assertEqual(e.exception.body["message"],
+                         "Streaming is not currently supported with beam search")
+        only = self.complete(echo=True, max_tokens=0, n=2, extra_body={"use_beam_search": True})
+        self.assertEqual([c.text for c in only.choices], ["The tar command"] * 2)
+        wait_idle(self.server)
+
     def test_completion_logprobs_and_echo(self):
         a = self.complete(logprobs=2, echo=True, max_tokens=4)
         lp = a.choices[0].logprobs

@@ -269,9 +269,30 @@ static void the_cache_bounds_them(void **state)
 
 /* ---- at random ------------------------------------------------------------------------------- */
 
+/* Guesses for the sampled requests, every third one wrong; beams get none. */
+struct guesser {
+    struct proposer p; /* first */
+    const struct kv_layout *layout;
+};
+
+static void guess(struct proposer *p, struct draft_item *item, int n_items)
+{
+    int32_t tokens[MAX_LEN];
+    for (int i = 0; i < n_items; i++) {
+        struct sequence *q = item[i].seq;
+        assert_null(q->req->beam);
+        memcpy(tokens, q->tokens, (size_t)q->n_prompt * sizeof *tokens);
+        expected_tokens(((struct guesser *)p)->layout, q, tokens, q->n_tokens + item[i].n);
+        for (int j = 0; j < item[i].n; j++)
+            item[i].token[j] = (tokens[q->n_tokens + j] + (rnd(3) == 0)) % KVB_VOCAB;
+    }
+}
+
+static const struct proposer_ops guess_ops = {.propose = guess};
+
 struct mix {
     int depth, n_blocks, budget, n_seqs;
-    bool caching, window;
+    bool caching, window, guesses;
     enum sl_policy policy;
     bool priority;
 };
@@ -337,6 +358,11 @@ static uint64_t run_mix(const struct mix *m, int n_requests, uint64_t seed)
         cfg.layout.n_groups = 2;
         cfg.layout.group[1] = (struct kv_group){.n_layers = 2, .bytes_per_token = 256, .window = 9};
     }
+    struct guesser g = {
+        .p = {.ops = &guess_ops, .name = "guess", .max_tokens = 4, .vocab_size = KVB_VOCAB},
+        .layout = &cfg.layout};
+    g.p.fixed = true;
+    cfg.proposer = m->guesses ? &g.p : NULL;
     make_world(&w, &cfg);
     rng_state = seed;
     int made = 0;
@@ -382,6 +408,7 @@ static void random_mixes(void **state)
                             .n_seqs = i % 7 < 3 ? 4 : 12,
                             .caching = i / 2 % 2,
                             .window = i / 4 % 2,
+                            .guesses = i % 13 < 5,
                             .policy = i / 8 % 3 == 2 ? SL_POLICY_PREFILL_FIRST : SL_POLICY_MIXED,
                             .priority = i / 16 % 2};
             m.n_blocks = i % 11 == 0 ? 14 : m.n_blocks;
@@ -389,6 +416,46 @@ static void random_mixes(void **state)
         }
     print_message("%llu preemptions\n", (unsigned long long)n_preempted);
     assert_true(n_preempted > 100);
+}
+
+/* The host has no memory for an array, at any time: somebody may end with an error or wait, nobody
+ * hangs, blocks and rows come back, nothing leaks. */
+static void no_memory_while_running(void **state)
+{
+    (void)state;
+    int n_failed = 0;
+    for (int n = 1; n < 60; n++) {
+        struct world w;
+        struct sched_config cfg = world_config();
+        cfg.layout.n_blocks = 60;
+        make_world(&w, &cfg);
+        for (int i = 0; i < 4; i++) { /* so that the step's result has its memory */
+            struct beam_args a = {.width = 4, .n = 4, .n_prompt = 2, .max_tokens = 3};
+            sched_add(world_sched(&w), &make_beams(&w, &a)->r);
+        }
+        world_run(&w, 100);
+        while (w.head)
+            world_free(&w, w.head);
+        for (int i = 0; i < 4; i++) {
+            struct beam_args a = {
+                .width = 4, .n = 4, .n_prompt = 30 + 30 * i, .max_tokens = 38, .ignore_eos = true};
+            sched_add(world_sched(&w), &make_beams(&w, &a)->r);
+        }
+        mem_fail_nth(n);
+        world_run(&w, 4000);
+        mem_fail_nth(0);
+        assert_int_equal(n_used(&w), 0);
+        for (const struct rec *rec = w.head; rec; rec = rec->next) {
+            bool failed = rec->finish[0] == SL_ERROR;
+            n_failed += failed;
+            for (int i = 0; i < 4; i++)
+                assert_true(rec->finish[i] == (failed ? SL_ERROR : SL_LENGTH));
+            if (!failed)
+                check_against_plain(&w, rec, bound(&w, rec));
+        }
+        world_fini(&w);
+    }
+    assert_true(n_failed > 3);
 }
 
 /* ---- what sharing saves ---------------------------------------------------------------------- */
@@ -476,9 +543,11 @@ static void memory_saved(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(one_search), cmocka_unit_test(stops_and_limits),
-        cmocka_unit_test(the_cache_bounds_them), cmocka_unit_test(random_mixes),
-        cmocka_unit_test(memory_saved)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(one_search),
+                                       cmocka_unit_test(stops_and_limits),
+                                       cmocka_unit_test(the_cache_bounds_them),
+                                       cmocka_unit_test(random_mixes),
+                                       cmocka_unit_test(no_memory_while_running),
+                                       cmocka_unit_test(memory_saved)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

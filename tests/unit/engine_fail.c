@@ -97,7 +97,8 @@ static struct sl_engine *start(int fail_step)
     return e;
 }
 
-static struct sl_request *submit(struct sl_engine *e, int64_t seed, struct sl_err *err)
+static struct sl_request *submit_as(struct sl_engine *e, int64_t seed, bool beams,
+                                    struct sl_err *err)
 {
     static const int32_t prompt[] = {1, 2, 3};
     struct sl_input in = {.tokens = prompt, .n_tokens = 3};
@@ -107,7 +108,15 @@ static struct sl_request *submit(struct sl_engine *e, int64_t seed, struct sl_er
     p.max_tokens = 50;
     p.has_seed = true;
     p.seed = seed;
+    p.use_beam_search = beams;
+    if (beams)
+        p.best_of = 4;
     return sl_submit(e, &in, &p, NULL, NULL, &r, err) ? NULL : r;
+}
+
+static struct sl_request *submit(struct sl_engine *e, int64_t seed, struct sl_err *err)
+{
+    return submit_as(e, seed, false, err);
 }
 
 static enum sl_finish read_all(struct sl_request *r, int *n_tokens, struct sl_err *error)
@@ -134,7 +143,7 @@ static void a_dead_device_fails_every_request(void **state)
     struct sl_engine_info info;
     struct sl_err err = {0};
     for (int i = 0; i < 12; i++) /* eight run, four wait */
-        assert_non_null(r[i] = submit(e, i, NULL));
+        assert_non_null(r[i] = submit_as(e, i, i % 5 == 1, NULL));
     for (int i = 0; i < 12; i++) {
         int n;
         struct sl_err error = {0};
@@ -167,6 +176,11 @@ static void bad_logits_end_one_request(void **state)
     assert_int_equal(read_all(good, &n, &error), SL_LENGTH);
     assert_int_equal(n, 50);
     assert_true(metrics_counter(e->metrics, M_FINISHED_ERROR) == 1);
+    sl_request_release(&bad);
+    bad = submit_as(e, 666, true, NULL);
+    assert_int_equal(read_all(bad, &n, &error), SL_ERROR);
+    assert_int_equal(n, 0);
+    assert_non_null(strstr(error.msg, "is not a number"));
     sl_request_release(&good);
     sl_request_release(&bad);
     sl_engine_destroy(&e);
@@ -178,11 +192,11 @@ static void submissions_survive_lack_of_memory(void **state)
     (void)state;
     struct sl_engine *e = start(0);
     int n_failed = 0;
-    for (long nth = 1;; nth++) {
+    for (long nth = 1, beams = 0;; nth++, beams = !beams) {
         struct sl_err err = {0};
         int n;
         mem_fail_nth(nth);
-        struct sl_request *r = submit(e, 5, &err);
+        struct sl_request *r = submit_as(e, 5, beams, &err);
         mem_fail_nth(0);
         if (!r) {
             assert_int_equal(err.code, SL_ENOMEM);

@@ -579,6 +579,52 @@ static void a_warm_run_allocates_nothing(void **state)
     assert_true(mem_count() == before);
 }
 
+/* The best tokens of log_softmax, whatever the mode; processors change the logprobs, which are not
+ * normalized again. */
+static void a_beams_row_gives_candidates(void **state)
+{
+    struct bench *t = *state, logits;
+    struct fake f;
+    double z = 0;
+    int32_t order[VOCAB];
+    fake_init(&f, 1);
+    f.req.params.beam_width = 4;
+    f.req.params.n_beam_top = 6;
+    f.req.params.p.temperature = 0;
+    f.req.params.p.logprob_token_ids = (int32_t[]){11, 299};
+    f.req.params.p.n_logprob_token_ids = 2;
+    fill_logits(t->logits, VOCAB, 51);
+    t->logits[200] = t->logits[20] = 4.5f; /* a tie: the lower id goes first */
+    for (int i = 0; i < VOCAB; i++)
+        z += exp((double)t->logits[i]);
+    row_top(t->logits, NULL, VOCAB, VOCAB, order);
+    bench_init(&logits, SL_PROCESSED_LOGITS);
+    memcpy(logits.logits, t->logits, sizeof t->logits);
+    for (int mode = 0; mode < 2; mode++) {
+        struct bench *u = mode ? &logits : t;
+        assert_int_equal(bench_one(u, &f, 0), 20);
+        assert_int_equal(u->r->lp_start[1], 8);
+        for (int e = 0; e < 8; e++) {
+            const struct sl_logprob *lp = &u->r->lp[e];
+            int32_t id = e < 6 ? order[e] : e == 6 ? 11 : 299;
+            assert_int_equal(lp->token, id);
+            assert_true(fabs((double)lp->logprob - ((double)t->logits[id] - log(z))) < 2e-6);
+            assert_int_equal(order[lp->rank - 1], id);
+        }
+    }
+    bench_fini(&logits);
+    struct sl_logit_bias bias = {.token = order[5], .bias = 50};
+    f.req.params.p.logit_bias = &bias;
+    f.req.params.p.n_logit_bias = 1;
+    assert_int_equal(bench_one(t, &f, 0), order[5]);
+    assert_true(fabs((double)t->r->lp[0].logprob - ((double)t->logits[order[5]] - log(z) + 50)) <
+                1e-5);
+    assert_true(fabs((double)t->r->lp[1].logprob - (4.5 - log(z))) < 2e-6);
+    t->logits[7] = NAN;
+    assert_int_equal(bench_one(t, &f, 0), TOKEN_BAD_LOGITS);
+    assert_int_equal(t->r->lp_start[1], 0);
+}
+
 static void allocation_failures_are_reported(void **state)
 {
     (void)state;
@@ -628,6 +674,7 @@ int main(void)
         cmocka_unit_test(rows_do_not_see_each_other),
         cmocka_unit_test(choices_are_not_correlated),
         cmocka_unit_test(logprobs_are_log_softmax),
+        cmocka_unit_test(a_beams_row_gives_candidates),
         cmocka_unit_test(processed_logprobs_see_the_filters),
         cmocka_unit_test(prompt_logprobs_name_the_prompts_token),
         cmocka_unit_test(a_warm_run_allocates_nothing),
