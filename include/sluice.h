@@ -81,6 +81,7 @@ enum sl_device { SL_DEVICE_AUTO, SL_DEVICE_REF, SL_DEVICE_CPU, SL_DEVICE_CUDA, S
 enum sl_policy { SL_POLICY_MIXED, SL_POLICY_PREFILL_FIRST, SL_POLICY_STATIC, SL_POLICY_REQUEST };
 enum sl_order { SL_ORDER_FCFS, SL_ORDER_PRIORITY };
 enum sl_dtype { SL_DTYPE_AUTO, SL_DTYPE_F32, SL_DTYPE_F16, SL_DTYPE_BF16 };
+enum sl_runner { SL_RUNNER_AUTO, SL_RUNNER_GENERATE, SL_RUNNER_POOLING };
 enum sl_load_format { SL_LOAD_AUTO, SL_LOAD_DUMMY };
 enum sl_logprobs_mode {
     SL_RAW_LOGPROBS,
@@ -99,6 +100,9 @@ struct sl_config {
     const char *generation_config; /* "auto" (the model's file), "vllm" (none) or a folder */
     const char *override_generation_config; /* JSON object or NULL */
     const char *hf_overrides;               /* JSON object merged over config.json, or NULL */
+    enum sl_runner runner;     /* what requests the engine takes: sl_submit's or sl_pool's */
+    const char *convert;       /* "auto" (NULL), "none", "embed", "classify" */
+    const char *pooler_config; /* JSON object over the model's own pooling, or NULL */
     enum sl_device device;
     enum sl_dtype dtype;
     enum sl_load_format load_format;
@@ -265,6 +269,13 @@ SL_API void sl_engine_destroy(struct sl_engine **e);
  * timeout_ms have passed (then the rest is aborted). */
 SL_API void sl_engine_drain(struct sl_engine *e, int timeout_ms);
 
+/* What a pooling request asks of its prompt (an engine whose runner is pooling takes no others). */
+enum sl_pool_task {
+    SL_POOL_EMBED,       /* one vector for the text */
+    SL_POOL_TOKEN_EMBED, /* one for each of its tokens */
+    SL_POOL_CLASSIFY     /* a value for each label of the model's head: scores, reward */
+};
+
 struct sl_engine_info {
     const char *model, *architecture;
     const char *const *served_names;
@@ -276,7 +287,11 @@ struct sl_engine_info {
     int max_new_tokens;
     int64_t started_s; /* seconds since 1970 */
     bool has_tokenizer, has_chat_template;
-    bool dead; /* the device failed */
+    bool pools;                /* its runner is pooling: sl_pool, not sl_submit */
+    enum sl_pool_task task;    /* the model's own, with pooling */
+    int embedding_size;        /* values of one vector, or labels */
+    const char *const *labels; /* [embedding_size] of SL_POOL_CLASSIFY, each may be NULL; or NULL */
+    bool dead;                 /* the device failed */
 };
 SL_API void sl_engine_info(const struct sl_engine *e, struct sl_engine_info *out);
 
@@ -300,6 +315,16 @@ struct sl_input {
     int priority;           /* lower first, with SL_ORDER_PRIORITY */
     const char *cache_salt; /* NULL, or keeps this prompt's KV from others' prefix hits */
     int64_t arrival_ns;     /* CLOCK_MONOTONIC when the request arrived; 0: now */
+};
+
+struct sl_pooling_params {
+    enum sl_pool_task task;
+    int dimensions;     /* the first so many values, of a model made for it; 0: all */
+    int use_activation; /* 0: as they are; 1: vectors of unit length, probabilities; -1: as the
+                           model's files say */
+    int truncate_prompt_tokens; /* as in struct sl_sampling_params */
+    bool truncate_right;
+    int n_first; /* of a pair of texts: the first one's tokens, separators included; 0: one text */
 };
 
 enum sl_finish { SL_RUNNING = 0, SL_STOP, SL_LENGTH, SL_ABORT, SL_ERROR, SL_REPETITION };
@@ -347,6 +372,14 @@ SL_API SL_MUST_CHECK enum sl_status sl_submit(struct sl_engine *e, const struct 
                                               const struct sl_sampling_params *params,
                                               sl_wake_fn wake, void *ctx, struct sl_request **out,
                                               struct sl_err *err);
+/* The same for what the prompt's hidden states come to. Such a request has one output, without
+ * tokens, and ends with it. */
+SL_API void sl_pooling_params_init(struct sl_pooling_params *p, const struct sl_engine *e);
+SL_API SL_MUST_CHECK enum sl_status sl_pool(struct sl_engine *e, const struct sl_input *in,
+                                            const struct sl_pooling_params *params, sl_wake_fn wake,
+                                            void *ctx, struct sl_request **out, struct sl_err *err);
+/* After an output with SL_STOP: [rows, cols] values, owned by the request. NULL before. */
+SL_API const float *sl_request_pooled(const struct sl_request *r, int *rows, int *cols);
 /* The next output that is ready, or NULL. Never blocks. */
 SL_API const struct sl_output *sl_request_next(struct sl_request *r);
 /* SL_OK when an output is ready, SL_EAGAIN after timeout_ms (-1: no limit), SL_ESHUTDOWN when all

@@ -112,7 +112,8 @@ struct device; /* private to ref/, cpu/, cuda/ */
 enum ops_feature {
     OPS_QK_NORM_KINDS = 1, /* other than QK_NORM_HEAD */
     OPS_NO_NORM = 2,       /* add_norm with x and without norm */
-    OPS_MOE = 4
+    OPS_MOE = 4,
+    OPS_ENCODER = 8 /* embed_types and residual */
 };
 
 struct ops {
@@ -152,6 +153,10 @@ struct ops {
      * same handle for `logits`, so a device gathers rows from its own layout. */
     void (*embed)(struct device *d, float *h, const struct weight *e, float scale,
                   const struct weight *p, int pos_offset);
+    /* h[r,:] += T[token_type(r),:], for the batch's rows. */
+    void (*embed_types)(struct device *d, float *h, const struct weight *types);
+    /* h = x: norms after the sublayers are over the residual itself. */
+    void (*residual)(struct device *d, float *h, const void *x, int rows, int n);
     /* residual h: [rows, n] f32; if add: h += add * add_scale first. x = norm(h), activations;
      * norm NULL: x = h. x may be NULL: only the addition. */
     void (*add_norm)(struct device *d, void *x, float *h, const void *add, float add_scale,

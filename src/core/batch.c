@@ -66,7 +66,8 @@ void batch_destroy(struct batch **b)
 
 void batch_clear(struct batch *b)
 {
-    b->n_tokens = b->n_seqs = b->n_logits = b->n_samples = b->n_plogprobs = b->n_copies = 0;
+    b->n_tokens = b->n_seqs = b->n_logits = b->n_samples = b->n_plogprobs = b->n_pools =
+        b->n_copies = 0;
     b->q_start[0] = 0;
     for (int g = 0; g < b->limits.n_groups; g++)
         b->block_start[(size_t)g * (b->limits.max_seqs + 1)] = 0;
@@ -123,6 +124,11 @@ void batch_check(const struct batch *b, const struct kv_layout *layout)
     }
     for (int i = 0; i < b->n_plogprobs; i++)
         SL_ASSERT(b->plogprob[i].seq && b->plogprob[i].logit < b->n_logits);
+    for (int i = 0; i < b->n_pools; i++) {
+        const struct pool_row *r = &b->pool[i];
+        SL_ASSERT(r->seq && r->seq->req->pooling && r->row >= 0 && r->n > 0);
+        SL_ASSERT(r->n <= b->n_tokens - r->row);
+    }
     for (int i = 0; i < b->n_copies; i++) {
         const struct block_copy *c = &b->copy[i];
         SL_ASSERT(c->group >= 0 && c->group < l->n_groups && c->src != c->dst);

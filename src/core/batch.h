@@ -63,24 +63,32 @@ struct plogprob_row {
     int32_t token; /* prompt token whose logprob is asked for */
 };
 
-#define BATCH_ARRAYS(X)                                                                         \
-    X(token, int32_t, l->max_tokens)                                                            \
-    X(pos, int32_t, l->max_tokens)                                                              \
-    X(slot, int32_t, (size_t)l->n_groups * l->max_tokens) /* [group][max_tokens] */             \
-    X(q_start, int32_t, l->max_seqs + 1)                                                        \
-    X(kv_len, int32_t, l->max_seqs) /* positions in the cache after this step */                \
-    X(seq_row, int32_t, l->max_seqs)                                                            \
-    X(seq, const struct sequence *, l->max_seqs)                                                \
-    X(block_start, int32_t, (size_t)l->n_groups *(l->max_seqs + 1)) /* [group][max_seqs + 1] */ \
-    X(block, int32_t, (size_t)l->n_groups * l->max_blocks)          /* [group][max_blocks] */   \
-    X(logit_row, int32_t, l->max_logits)                                                        \
-    X(sample, struct sample_row, l->max_samples)                                                \
-    X(plogprob, struct plogprob_row, l->max_logits)                                             \
+/* Hidden states of batch rows [row, row + n) go to seq's pooling. */
+struct pool_row {
+    const struct sequence *seq;
+    int32_t row, n;
+};
+
+#define BATCH_ARRAYS(X)                                                                          \
+    X(token, int32_t, l->max_tokens)                                                             \
+    X(pos, int32_t, l->max_tokens)                                                               \
+    X(token_type, int32_t, l->max_tokens)                 /* 0, or 1: of a pair's second text */ \
+    X(slot, int32_t, (size_t)l->n_groups * l->max_tokens) /* [group][max_tokens] */              \
+    X(q_start, int32_t, l->max_seqs + 1)                                                         \
+    X(kv_len, int32_t, l->max_seqs) /* positions in the cache after this step */                 \
+    X(seq_row, int32_t, l->max_seqs)                                                             \
+    X(seq, const struct sequence *, l->max_seqs)                                                 \
+    X(block_start, int32_t, (size_t)l->n_groups *(l->max_seqs + 1)) /* [group][max_seqs + 1] */  \
+    X(block, int32_t, (size_t)l->n_groups * l->max_blocks)          /* [group][max_blocks] */    \
+    X(logit_row, int32_t, l->max_logits)                                                         \
+    X(sample, struct sample_row, l->max_samples)                                                 \
+    X(plogprob, struct plogprob_row, l->max_logits)                                              \
+    X(pool, struct pool_row, l->max_seqs)                                                        \
     X(copy, struct block_copy, (size_t)l->n_groups * l->max_seqs)
 
 struct batch {
     struct batch_limits limits;
-    int n_tokens, n_seqs, n_logits, n_samples, n_plogprobs, n_copies;
+    int n_tokens, n_seqs, n_logits, n_samples, n_plogprobs, n_pools, n_copies;
     uint64_t step;      /* counts from 1 */
     int64_t planned_ns; /* when the plan was made, drafts included */
     void *memory;       /* one allocation that holds every array */

@@ -27,6 +27,7 @@
 
 #include "base/mem.h"
 #include "base/status.h"
+#include "core/pooling.h"
 #include "sluice.h"
 
 enum { KV_GROUPS_MAX = 4 }; /* layer groups: full attention, window, draft, state, ... */
@@ -133,9 +134,10 @@ struct request {
     /* Its tokens are made on the host: it has no place in a step planned while a token of it is in
      * flight. */
     bool lockstep;
-    void *consumer;     /* engine/: where events go */
-    int32_t cache_key;  /* scheduler: the interned cache_salt, 0: none, -1: do not cache */
-    struct arena arena; /* everything above */
+    struct pooling *pooling; /* its hidden states are what is wanted; NULL: it generates */
+    void *consumer;          /* engine/: where events go */
+    int32_t cache_key;       /* scheduler: the interned cache_salt, 0: none, -1: do not cache */
+    struct arena arena;      /* everything above */
 };
 
 /* Gives r->n_seqs fresh sequences from r->arena. r->prompt and r->params must be set. */

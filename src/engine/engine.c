@@ -18,7 +18,8 @@ static enum sl_status copy_config(struct sl_engine *e, const struct sl_config *c
         &c->model,         &c->model_name,         &c->tokenizer,
         &c->chat_template, &c->generation_config,  &c->override_generation_config,
         &c->hf_overrides,  &c->quantization,       &c->kv_cache_dtype,
-        &c->sim_device,    &c->speculative_config, &c->rejection_sample_method};
+        &c->sim_device,    &c->speculative_config, &c->rejection_sample_method,
+        &c->convert,       &c->pooler_config};
     if (!c->model)
         return SL_FAIL_PARAM(err, SL_EINVAL, "model", "no model was given");
     if (!c->model_name)

@@ -160,6 +160,12 @@ SL_MUST_CHECK enum sl_status engine_post_new(struct sl_request *r, struct sl_err
 void engine_post_abort(struct sl_request *r);
 void engine_post_cancel(struct sl_request *r, int choice);
 
+/* submit.c: what every kind of request begins with. */
+struct sl_request *request_new(struct sl_engine *e, sl_wake_fn wake, void *ctx); /* NULL: memory */
+char *request_make_id(struct arena *a, const char *given);
+/* Once r->core is complete. */
+SL_MUST_CHECK enum sl_status request_make_consumer(struct sl_request *r, struct sl_err *err);
+
 /* stats.c */
 void stats_after_step(struct sl_engine *e, bool stepped);
 void stats_tick(struct sl_engine *e, int64_t now_ns); /* writes the line when it is due */

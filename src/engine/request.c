@@ -65,12 +65,27 @@ static void log_output(const struct sl_request *r, const struct choice *c)
     strbuf_fini(&text);
 }
 
+/* A pooling request has ended with its prompt. */
+static void count_pooled(struct sl_request *r)
+{
+    struct metrics *m = r->engine->metrics;
+    int64_t end_ns = r->core.seq[0]->last_token_ns, prefill_ns = end_ns - r->seen_scheduled_ns;
+    metrics_observe(m, M_E2E, end_ns - r->core.arrival_ns);
+    metrics_observe(m, M_QUEUE_TIME, r->seen_scheduled_ns - r->core.arrival_ns);
+    metrics_observe(m, M_PREFILL_TIME, prefill_ns);
+    metrics_observe(m, M_INFERENCE_TIME, prefill_ns);
+    metrics_observe(m, M_REQUEST_PROMPT_TOKENS, r->core.n_prompt);
+    metrics_observe(m, M_PREFILL_KV_COMPUTED, r->core.n_prompt - r->usage.cached_tokens);
+}
+
 /* A choice has finished, as its consumer sees it. */
 static void count_finish(struct sl_request *r, const struct choice *c)
 {
     struct metrics *m = r->engine->metrics;
     metrics_add(m, finish_counter(c->finish), 1);
     r->n_done++;
+    if (r->core.pooling && c->finish == SL_STOP)
+        count_pooled(r);
     r->n_longest = c->n_tokens > r->n_longest ? c->n_tokens : r->n_longest;
     if (c->finish == SL_ABORT || c->finish == SL_ERROR || !c->first_ns)
         return;

@@ -189,6 +189,21 @@ static enum sl_status see_machine(struct sl_engine *e, const struct model_info *
     return SL_OK;
 }
 
+/* An encoder computes a prompt in one step: no step may be shorter than the longest. */
+static enum sl_status size_whole_prompts(struct sl_config *cfg, int longest, struct sl_err *err)
+{
+    if (cfg->max_num_batched_tokens && cfg->max_num_batched_tokens < longest)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "max_num_batched_tokens",
+                             "max_num_batched_tokens (%d) is smaller than max_model_len (%d); an "
+                             "encoder computes a prompt in one step",
+                             cfg->max_num_batched_tokens, longest);
+    enum { USUAL = 2048 };
+    if (!cfg->max_num_batched_tokens)
+        cfg->max_num_batched_tokens = longest > USUAL ? longest : USUAL;
+    cfg->enable_prefix_caching = false; /* K and V depend on what follows */
+    return SL_OK;
+}
+
 static enum sl_status set_sizes(struct sl_engine *e, const struct model_info *mi,
                                 struct sl_err *err)
 {
@@ -203,7 +218,12 @@ static enum sl_status set_sizes(struct sl_engine *e, const struct model_info *mi
     if (st)
         return st;
     int most = cfg->max_model_len > 0 ? cfg->max_model_len : mi->max_position;
+    if (mi->whole_prompts && (st = size_whole_prompts(cfg, most, err)))
+        return st;
     sizes_batch(cfg, &m, most);
+    if (mi->whole_prompts && !cfg->num_blocks_override && !cfg->kv_cache_bytes)
+        cfg->num_blocks_override = cfg->max_num_batched_tokens / cfg->block_size +
+                                   cfg->max_num_seqs; /* a step's K and V, and no more */
     if (e->runner) {
         struct batch_limits limits = {.max_tokens = cfg->max_num_batched_tokens,
                                       .max_seqs = cfg->max_num_seqs,
@@ -250,6 +270,30 @@ static void set_sched_config(struct sl_engine *e)
     s->enable_prefix_caching = cfg->enable_prefix_caching;
     s->depth = e->be->depth;
     s->proposer = e->proposer;
+    if (!e->info.pools)
+        return;
+    s->policy = SL_POLICY_MIXED; /* the others are about decodes */
+    s->max_model_len++;          /* a prompt may fill it: no token follows */
+    s->whole_prompts = e->spec->both_ways;
+}
+
+static enum sl_status set_pooling_info(struct sl_engine *e, struct sl_err *err)
+{
+    const struct pool_spec *p = &e->spec->pool;
+    e->info.pools = p->only;
+    if (!p->only)
+        return SL_OK;
+    e->info.task = p->classify      ? SL_POOL_CLASSIFY
+                   : p->token_level ? SL_POOL_TOKEN_EMBED
+                                    : SL_POOL_EMBED;
+    e->info.embedding_size = p->classify ? p->n_labels : e->spec->hidden;
+    e->info.labels = p->label;
+    if (e->cfg.device == SL_DEVICE_SIM)
+        return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "device",
+                             "device sim makes up tokens, not embeddings");
+    static const char *const tasks[] = {"embed", "token_embed", "classify"};
+    log_info("Supported tasks: ['%s']", tasks[e->info.task]);
+    return SL_OK;
 }
 
 static bool make_cache_info(struct sl_engine *e)
@@ -348,8 +392,13 @@ enum sl_status setup_open(struct sl_engine *e, struct sl_err *err)
         return st;
     if (cfg->device == SL_DEVICE_AUTO)
         cfg->device = SL_DEVICE_CPU;
-    st = model_spec_load(&e->spec, cfg->model, cfg->hf_overrides, cfg->generation_config, err);
-    if (st)
+    const struct spec_options use = {.hf_overrides = cfg->hf_overrides,
+                                     .generation_config = cfg->generation_config,
+                                     .runner = cfg->runner,
+                                     .convert = cfg->convert,
+                                     .pooler_config = cfg->pooler_config};
+    st = model_spec_load_as(&e->spec, cfg->model, &use, err);
+    if (st || (st = set_pooling_info(e, err)))
         return st;
     model_spec_info(e->spec, &mi);
     e->info.architecture = arena_strndup(&e->strings, mi.architecture, strlen(mi.architecture));

@@ -20,7 +20,7 @@ static enum sl_status no_memory(struct sl_err *err)
     return SL_FAIL(err, SL_ENOMEM, "no memory for a request");
 }
 
-static char *make_id(struct arena *a, const char *given)
+char *request_make_id(struct arena *a, const char *given)
 {
     if (given)
         return arena_strndup(a, given, strlen(given));
@@ -126,7 +126,7 @@ static enum sl_status make_core(struct sl_request *r, const struct sl_input *in,
                          &c->params, err);
     if (st)
         return st;
-    c->id = make_id(&c->arena, in->id);
+    c->id = request_make_id(&c->arena, in->id);
     c->prompt = arena_alloc(&c->arena, (size_t)n, sizeof *c->prompt);
     if (in->cache_salt)
         c->cache_salt = arena_strndup(&c->arena, in->cache_salt, strlen(in->cache_salt));
@@ -155,7 +155,7 @@ static enum sl_status make_core(struct sl_request *r, const struct sl_input *in,
     return st ? st : sched_prepare(c, err);
 }
 
-static enum sl_status make_consumer(struct sl_request *r, struct sl_err *err)
+enum sl_status request_make_consumer(struct sl_request *r, struct sl_err *err)
 {
     struct sl_engine *e = r->engine;
     struct sl_sampling_params *p = &r->core.params.p;
@@ -234,21 +234,11 @@ static bool gives_logprobs(enum sl_logprobs_mode mode)
     return mode == SL_RAW_LOGPROBS || mode == SL_PROCESSED_LOGPROBS;
 }
 
-enum sl_status sl_submit(struct sl_engine *e, const struct sl_input *in,
-                         const struct sl_sampling_params *params, sl_wake_fn wake, void *ctx,
-                         struct sl_request **out, struct sl_err *err)
+struct sl_request *request_new(struct sl_engine *e, sl_wake_fn wake, void *ctx)
 {
-    struct sl_sampling_params p = *params;
-    enum sl_status st = params_check(&e->limits, &p, err);
-    bool ranks = !p.use_beam_search && p.best_of != SL_NONE && p.best_of > p.n;
-    if (!st && ranks && !gives_logprobs(e->cfg.logprobs_mode))
-        st = SL_FAIL_PARAM(err, SL_EINVAL, "best_of",
-                           "best_of needs logprobs, and --logprobs-mode gives logits.");
-    if (st)
-        return st;
     struct sl_request *r = mem_aligned(1, sizeof *r, _Alignof(struct sl_request));
     if (!r)
-        return no_memory(err);
+        return NULL;
     memset(r, 0, sizeof *r);
     r->engine = e;
     r->wake = wake;
@@ -257,9 +247,30 @@ enum sl_status sl_submit(struct sl_engine *e, const struct sl_input *in,
     mutex_init(&r->lock, LOCK_EVENTS);
     cond_init(&r->ready);
     arena_init(&r->core.arena, 0);
+    return r;
+}
+
+enum sl_status sl_submit(struct sl_engine *e, const struct sl_input *in,
+                         const struct sl_sampling_params *params, sl_wake_fn wake, void *ctx,
+                         struct sl_request **out, struct sl_err *err)
+{
+    struct sl_sampling_params p = *params;
+    if (e->info.pools)
+        return SL_FAIL(err, SL_ENOSUPPORT,
+                       "the model generates nothing: its runner is pooling (sl_pool)");
+    enum sl_status st = params_check(&e->limits, &p, err);
+    bool ranks = !p.use_beam_search && p.best_of != SL_NONE && p.best_of > p.n;
+    if (!st && ranks && !gives_logprobs(e->cfg.logprobs_mode))
+        st = SL_FAIL_PARAM(err, SL_EINVAL, "best_of",
+                           "best_of needs logprobs, and --logprobs-mode gives logits.");
+    if (st)
+        return st;
+    struct sl_request *r = request_new(e, wake, ctx);
+    if (!r)
+        return no_memory(err);
     st = make_core(r, in, &p, err);
     if (!st)
-        st = make_consumer(r, err);
+        st = request_make_consumer(r, err);
     if (!st && e->cfg.log_requests)
         log_received(r);
     if (!st)

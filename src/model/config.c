@@ -14,10 +14,16 @@
 enum { MAX_CONFIG_BYTES = 4 << 20, MAX_CONFIG_DEPTH = 32, MAX_DIM = 1 << 20, MAX_LAYERS = 4096 };
 
 static const struct family *const families[] = {
-    &family_llama,    &family_mistral, &family_qwen2,    &family_qwen3,   &family_smollm3,
-    &family_granite,  &family_olmo2,   &family_phi3,     &family_gemma,   &family_gemma2,
-    &family_gemma3,   &family_gpt2,    &family_gptneox,  &family_opt,     &family_falcon,
-    &family_stablelm, &family_mixtral, &family_qwen2moe, &family_qwen3moe};
+    &family_llama,         &family_mistral,    &family_qwen2,
+    &family_qwen3,         &family_smollm3,    &family_granite,
+    &family_olmo2,         &family_phi3,       &family_gemma,
+    &family_gemma2,        &family_gemma3,     &family_gpt2,
+    &family_gptneox,       &family_opt,        &family_falcon,
+    &family_stablelm,      &family_mixtral,    &family_qwen2moe,
+    &family_qwen3moe,      &family_bert,       &family_bert_mlm,
+    &family_bert_score,    &family_roberta,    &family_roberta_mlm,
+    &family_roberta_score, &family_xlmr,       &family_xlmr_mlm,
+    &family_xlmr_score,    &family_distilbert, &family_distilbert_score};
 enum { N_FAMILIES = sizeof families / sizeof *families };
 
 /* ---- typed reading ------------------------------------------------------------------------- */
@@ -235,6 +241,10 @@ int spec_dim(const struct model_spec *s, enum dim d)
         return s->qk_norm == QK_NORM_HEAD ? s->head_dim : kv;
     case DIM_POSITIONS:
         return s->n_positions;
+    case DIM_TYPES:
+        return s->n_types;
+    case DIM_LABELS:
+        return s->pool.n_labels;
     case DIM_EXPERTS:
         return s->n_experts;
     case DIM_MOE_FFN:
@@ -349,15 +359,53 @@ static enum sl_status read_generation(struct model_spec *s, const char *dir, con
 
 /* ---- putting it together ------------------------------------------------------------------- */
 
-static const struct family *find_family(const struct config *c)
+/* "LlamaModel" and "LlamaForSequenceClassification" are the decoder of "LlamaForCausalLM" without
+ * its lm_head. */
+static bool is_decoder_of(const struct family *f, const char *name, enum family_kind *kind)
+{
+    static const char *const generates[] = {"ForCausalLM", "LMHeadModel"};
+    static const struct {
+        const char *end;
+        enum family_kind kind;
+    } as[] = {{"Model", EMBEDS}, {"ForSequenceClassification", CLASSIFIES}};
+    for (int i = 0; f->kind == GENERATES && i < 2; i++) {
+        size_t n = strlen(f->architecture), m = strlen(generates[i]);
+        if (n <= m || strcmp(f->architecture + n - m, generates[i]))
+            continue;
+        for (int k = 0; k < 2; k++)
+            if (!strncmp(name, f->architecture, n - m) && !strcmp(name + n - m, as[k].end)) {
+                *kind = as[k].kind;
+                return true;
+            }
+    }
+    return false;
+}
+
+static const struct family *find_named(const char *name, enum family_kind *kind)
+{
+    for (int f = 0; f < N_FAMILIES; f++)
+        if (!strcmp(name, families[f]->architecture)) {
+            *kind = families[f]->kind;
+            return families[f];
+        }
+    for (int f = 0; f < N_FAMILIES; f++)
+        if (is_decoder_of(families[f], name, kind))
+            return families[f];
+    return NULL;
+}
+
+static const struct family *find_family(const struct config *c, struct model_spec *s,
+                                        enum family_kind *kind)
 {
     const json_t *list = get(c, "architectures");
-    for (size_t i = 0; i < json_array_size(list); i++)
-        for (int f = 0; f < N_FAMILIES; f++) {
-            const char *name = json_string_value(json_array_get(list, i));
-            if (name && !strcmp(name, families[f]->architecture))
-                return families[f];
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const char *name = json_string_value(json_array_get(list, i));
+        const struct family *f = name ? find_named(name, kind) : NULL;
+        if (f) {
+            snprintf(s->architecture, sizeof s->architecture, "%s", name);
+            return f;
         }
+    }
     struct strbuf known;
     strbuf_init(&known, 4096);
     for (int f = 0; f < N_FAMILIES; f++)
@@ -385,17 +433,43 @@ static void check_numbers(const struct model_spec *s, const struct config *c)
             config_fail(c, "a scale in the config is not a finite number");
 }
 
-static void read_spec(struct model_spec *s, const struct config *c)
+/* Whether the model is to generate, embed or classify: by its architecture, its folder, and what
+ * was asked for. */
+static void choose_use(struct model_spec *s, const struct config *c, const char *dir,
+                       const struct spec_options *o, enum family_kind kind)
 {
-    if (!(s->family = find_family(c)))
+    const char *convert = o->convert && strcmp(o->convert, "auto") ? o->convert : "";
+    bool pools =
+        o->runner == SL_RUNNER_POOLING ||
+        (o->runner == SL_RUNNER_AUTO && (kind != GENERATES || !strcmp(convert, "embed") ||
+                                         !strcmp(convert, "classify") || has_pooling_module(dir)));
+    if (!pools && kind != GENERATES)
+        config_fail(c, "%s generates nothing; its runner is pooling", s->architecture);
+    if (pools && kind == GENERATES && !strcmp(convert, "none"))
+        config_fail(c, "%s pools nothing unless it is converted (--convert embed)",
+                    s->architecture);
+    s->pool.only = pools;
+    s->pool.classify = pools && (*convert ? !strcmp(convert, "classify") : kind == CLASSIFIES);
+    s->pool.score_row = s->pool.classify && s->family->kind == GENERATES;
+    if (s->pool.classify && kind != CLASSIFIES)
+        config_fail(c, "%s has no classification head to convert to", s->architecture);
+}
+
+static void read_spec(struct model_spec *s, const struct config *c, const char *dir,
+                      const struct spec_options *o)
+{
+    enum family_kind kind = GENERATES;
+    if (!(s->family = find_family(c, s, &kind)))
         return;
-    snprintf(s->architecture, sizeof s->architecture, "%s", s->family->architecture);
+    choose_use(s, c, dir, o, kind);
     s->rms = true;
     s->embed_scale = s->residual_scale = s->logit_scale = 1;
     read_dtype(s, c);
     s->family->read(s, c);
     if (*c->st)
         return;
+    if (s->pool.only)
+        config_pooling(s, c, dir, o);
     check_numbers(s, c);
     make_groups(s, c);
 }
@@ -409,6 +483,9 @@ static void fill_info(struct model_spec *s, const struct config *c)
     i->n_layers = s->n_layers;
     i->hidden = s->hidden;
     i->dtype = s->dtype;
+    i->whole_prompts = s->both_ways;
+    if (s->pool.max_len && s->pool.max_len < i->max_position)
+        i->max_position = s->pool.max_len;
     i->bos = config_int(c, "bos_token_id", -1, -1, INT32_MAX);
     uint64_t params = plan_step_parameters(s);
     i->weight_bytes = params * (s->dtype == SL_DTYPE_F32 ? 4 : 2);
@@ -430,6 +507,15 @@ static enum sl_status merge_overrides(json_t *root, const char *overrides, struc
 enum sl_status model_spec_load(struct model_spec **out, const char *dir, const char *hf_overrides,
                                const char *generation_config, struct sl_err *err)
 {
+    const struct spec_options o = {.hf_overrides = hf_overrides,
+                                   .generation_config = generation_config};
+    return model_spec_load_as(out, dir, &o, err);
+}
+
+enum sl_status model_spec_load_as(struct model_spec **out, const char *dir,
+                                  const struct spec_options *o, struct sl_err *err)
+{
+    const char *hf_overrides = o->hf_overrides;
     struct model_spec *s = mem_zalloc(1, sizeof *s);
     char *path = path_join(dir, "config.json");
     json_t *root = NULL;
@@ -444,11 +530,11 @@ enum sl_status model_spec_load(struct model_spec **out, const char *dir, const c
     s->info.temperature = s->info.top_p = s->info.min_p = s->info.repetition_penalty = NAN;
     s->info.top_k = s->info.max_new_tokens = SL_NONE;
     struct config c = {.path = path, .root = root, .st = &st, .err = err};
-    read_spec(s, &c);
+    read_spec(s, &c, dir, o);
     if (st == SL_OK)
         fill_info(s, &c);
     if (st == SL_OK)
-        st = read_generation(s, dir, generation_config, err);
+        st = read_generation(s, dir, o->generation_config, err);
 fail:
     json_decref(root);
     mem_free(path);
@@ -466,6 +552,7 @@ void model_spec_destroy(struct model_spec **s)
     for (int i = 0; i < (*s)->n_ropes; i++)
         mem_free((*s)->rope[i].inv_freq);
     mem_free((*s)->layer);
+    arena_fini(&(*s)->pool.arena);
     mem_free(*s);
     *s = NULL;
 }

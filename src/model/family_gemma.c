@@ -101,8 +101,9 @@ static void read_gemma3(struct model_spec *s, const struct config *c)
         s->layer[l].rope = s->layer[l].window ? 1 : 0;
 }
 
-const struct family family_gemma = {"GemmaForCausalLM", read_gemma, gemma_rows, ignored, "model."};
-const struct family family_gemma2 = {"Gemma2ForCausalLM", read_gemma2, gemma2_rows, ignored,
-                                     "model."};
-const struct family family_gemma3 = {"Gemma3ForCausalLM", read_gemma3, gemma2_rows, ignored,
-                                     "model."};
+const struct family family_gemma = {"GemmaForCausalLM", read_gemma, gemma_rows, ignored,
+                                    "model.",           GENERATES};
+const struct family family_gemma2 = {
+    "Gemma2ForCausalLM", read_gemma2, gemma2_rows, ignored, "model.", GENERATES};
+const struct family family_gemma3 = {
+    "Gemma3ForCausalLM", read_gemma3, gemma2_rows, ignored, "model.", GENERATES};

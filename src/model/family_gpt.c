@@ -247,12 +247,13 @@ static void read_stablelm(struct model_spec *s, const struct config *c)
         config_rope(s, c, config_rotary_dims(s, c, "partial_rotary_factor", 0.25));
 }
 
-const struct family family_gpt2 = {"GPT2LMHeadModel", read_gpt2, gpt2_rows, gpt2_ignored,
-                                   "transformer."};
-const struct family family_opt = {"OPTForCausalLM", read_opt, opt_rows, none_ignored, "model."};
+const struct family family_gpt2 = {"GPT2LMHeadModel", read_gpt2,      gpt2_rows,
+                                   gpt2_ignored,      "transformer.", GENERATES};
+const struct family family_opt = {"OPTForCausalLM", read_opt, opt_rows,
+                                  none_ignored,     "model.", GENERATES};
 const struct family family_gptneox = {"GPTNeoXForCausalLM", read_gptneox, gptneox_rows,
-                                      gptneox_ignored, "gpt_neox."};
-const struct family family_falcon = {"FalconForCausalLM", read_falcon, falcon_rows, gptneox_ignored,
-                                     "transformer."};
+                                      gptneox_ignored,      "gpt_neox.",  GENERATES};
+const struct family family_falcon = {"FalconForCausalLM", read_falcon,    falcon_rows,
+                                     gptneox_ignored,     "transformer.", GENERATES};
 const struct family family_stablelm = {"StableLmForCausalLM", read_stablelm, stablelm_rows,
-                                       gptneox_ignored, "model."};
+                                       gptneox_ignored,       "model.",      GENERATES};

@@ -247,17 +247,25 @@ static void read_qwen3moe(struct model_spec *s, const struct config *c)
     read_qwen_moe(s, c);
 }
 
-const struct family family_llama = {"LlamaForCausalLM", read_llama, rows, ignored, "model."};
-const struct family family_mistral = {"MistralForCausalLM", read_mistral, rows, ignored, "model."};
-const struct family family_qwen2 = {"Qwen2ForCausalLM", read_qwen2, rows, ignored, "model."};
-const struct family family_qwen3 = {"Qwen3ForCausalLM", read_qwen3, rows, ignored, "model."};
-const struct family family_granite = {"GraniteForCausalLM", read_granite, rows, ignored, "model."};
-const struct family family_smollm3 = {"SmolLM3ForCausalLM", read_smollm3, rows, ignored, "model."};
-const struct family family_olmo2 = {"Olmo2ForCausalLM", read_olmo2, olmo2_rows, ignored, "model."};
-const struct family family_phi3 = {"Phi3ForCausalLM", read_phi3, phi3_rows, ignored, "model."};
-const struct family family_mixtral = {"MixtralForCausalLM", read_mixtral, mixtral_rows, ignored,
-                                      "model."};
-const struct family family_qwen2moe = {"Qwen2MoeForCausalLM", read_qwen2moe, qwen_moe_rows, ignored,
-                                       "model."};
-const struct family family_qwen3moe = {"Qwen3MoeForCausalLM", read_qwen3moe, qwen_moe_rows, ignored,
-                                       "model."};
+const struct family family_llama = {"LlamaForCausalLM", read_llama, rows, ignored,
+                                    "model.",           GENERATES};
+const struct family family_mistral = {
+    "MistralForCausalLM", read_mistral, rows, ignored, "model.", GENERATES};
+const struct family family_qwen2 = {"Qwen2ForCausalLM", read_qwen2, rows, ignored,
+                                    "model.",           GENERATES};
+const struct family family_qwen3 = {"Qwen3ForCausalLM", read_qwen3, rows, ignored,
+                                    "model.",           GENERATES};
+const struct family family_granite = {
+    "GraniteForCausalLM", read_granite, rows, ignored, "model.", GENERATES};
+const struct family family_smollm3 = {
+    "SmolLM3ForCausalLM", read_smollm3, rows, ignored, "model.", GENERATES};
+const struct family family_olmo2 = {"Olmo2ForCausalLM", read_olmo2, olmo2_rows, ignored,
+                                    "model.",           GENERATES};
+const struct family family_phi3 = {"Phi3ForCausalLM", read_phi3, phi3_rows,
+                                   ignored,           "model.",  GENERATES};
+const struct family family_mixtral = {
+    "MixtralForCausalLM", read_mixtral, mixtral_rows, ignored, "model.", GENERATES};
+const struct family family_qwen2moe = {
+    "Qwen2MoeForCausalLM", read_qwen2moe, qwen_moe_rows, ignored, "model.", GENERATES};
+const struct family family_qwen3moe = {
+    "Qwen3MoeForCausalLM", read_qwen3moe, qwen_moe_rows, ignored, "model.", GENERATES};

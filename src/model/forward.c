@@ -105,6 +105,30 @@ static void add_norm(const struct forward *f, const void *sub, enum slot slot, i
                      weights_norm(f->weights, slot, l), rows, f->spec->hidden);
 }
 
+/* h = norm(h + sub), and x the same as activations; sub NULL: of h alone. */
+static void norm_residual(const struct forward *f, const void *sub, enum slot slot, int l, int rows)
+{
+    const struct ops *ops = f->ops;
+    ops->add_norm(f->device, f->x, f->h, sub, f->spec->residual_scale,
+                  weights_norm(f->weights, slot, l), rows, f->spec->hidden);
+    ops->residual(f->device, f->h, f->x, rows, f->spec->hidden);
+}
+
+/* Layers whose norms are over the residual: BERT and those after it. */
+static void run_post_norm(const struct forward *f, int n_tokens)
+{
+    const struct model_spec *s = f->spec;
+    if (s->n_types)
+        f->ops->embed_types(f->device, f->h, weights_matrix(f->weights, SLOT_TYPES, -1));
+    norm_residual(f, NULL, SLOT_EMBED_NORM, -1, n_tokens);
+    for (int l = 0; l < s->n_layers; l++) {
+        attention(f, l, n_tokens);
+        norm_residual(f, f->sub, SLOT_ATTN_POST_NORM, l, n_tokens);
+        mlp(f, l, n_tokens);
+        norm_residual(f, f->sub, SLOT_MLP_POST_NORM, l, n_tokens);
+    }
+}
+
 void forward_run(const struct forward *f, int n_tokens)
 {
     const struct model_spec *s = f->spec;
@@ -113,6 +137,10 @@ void forward_run(const struct forward *f, int n_tokens)
         s->n_positions ? weights_matrix(f->weights, SLOT_POSITIONS, -1) : NULL;
     ops->embed(f->device, f->h, weights_matrix(f->weights, SLOT_EMBED, -1), s->embed_scale,
                positions, s->pos_offset);
+    if (s->post_norm) {
+        run_post_norm(f, n_tokens);
+        return;
+    }
     add_norm(f, NULL, SLOT_ATTN_NORM, 0, n_tokens);
     for (int l = 0; l < s->n_layers; l++) {
         attention(f, l, n_tokens);

@@ -45,8 +45,8 @@ static int nesting(const char *text, size_t bytes)
     return deepest;
 }
 
-enum sl_status json_object_parse(json_t **out, const char *text, size_t bytes, int max_depth,
-                                 const char *what, struct sl_err *err)
+static enum sl_status parse(json_t **out, const char *text, size_t bytes, int max_depth, bool list,
+                            const char *what, struct sl_err *err)
 {
     if (nesting(text, bytes) > max_depth)
         return SL_FAIL(err, SL_EFORMAT, "%s: JSON is nested deeper than %d levels", what,
@@ -58,12 +58,19 @@ enum sl_status json_object_parse(json_t **out, const char *text, size_t bytes, i
     if (!j)
         return SL_FAIL(err, SL_EFORMAT, "%s: not valid JSON: %s (line %d, column %d)", what,
                        je.text, je.line, je.column);
-    if (!json_is_object(j)) {
+    if (!(list ? json_is_array(j) : json_is_object(j))) {
         json_decref(j);
-        return SL_FAIL(err, SL_EFORMAT, "%s: a JSON object is expected", what);
+        return SL_FAIL(err, SL_EFORMAT, "%s: a JSON %s is expected", what,
+                       list ? "list" : "object");
     }
     *out = j;
     return SL_OK;
+}
+
+enum sl_status json_object_parse(json_t **out, const char *text, size_t bytes, int max_depth,
+                                 const char *what, struct sl_err *err)
+{
+    return parse(out, text, bytes, max_depth, false, what, err);
 }
 
 static enum sl_status read_all(int fd, char *buf, size_t bytes, const char *path,
@@ -83,7 +90,7 @@ static enum sl_status read_all(int fd, char *buf, size_t bytes, const char *path
 }
 
 static enum sl_status read_path(json_t **out, const char *path, size_t max_bytes, int max_depth,
-                                struct sl_err *err)
+                                bool list, struct sl_err *err)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not hang us */
     if (fd < 0)
@@ -102,22 +109,34 @@ static enum sl_status read_path(json_t **out, const char *path, size_t max_bytes
     } else {
         st = read_all(fd, buf, (size_t)sb.st_size, path, err);
         if (st == SL_OK)
-            st = json_object_parse(out, buf, (size_t)sb.st_size, max_depth, path, err);
+            st = parse(out, buf, (size_t)sb.st_size, max_depth, list, path, err);
     }
     mem_free(buf);
     close(fd);
     return st;
 }
 
-enum sl_status json_object_read(json_t **out, const char *dir, const char *name, size_t max_bytes,
-                                int max_depth, struct sl_err *err)
+static enum sl_status read_file(json_t **out, const char *dir, const char *name, size_t max_bytes,
+                                int max_depth, bool list, struct sl_err *err)
 {
     if (!dir)
-        return read_path(out, name, max_bytes, max_depth, err);
+        return read_path(out, name, max_bytes, max_depth, list, err);
     char *path = path_join(dir, name);
     if (!path)
         return SL_FAIL(err, SL_ENOMEM, "%s: no memory for its path", name);
-    enum sl_status st = read_path(out, path, max_bytes, max_depth, err);
+    enum sl_status st = read_path(out, path, max_bytes, max_depth, list, err);
     mem_free(path);
     return st;
+}
+
+enum sl_status json_object_read(json_t **out, const char *dir, const char *name, size_t max_bytes,
+                                int max_depth, struct sl_err *err)
+{
+    return read_file(out, dir, name, max_bytes, max_depth, false, err);
+}
+
+enum sl_status json_list_read(json_t **out, const char *dir, const char *name, size_t max_bytes,
+                              int max_depth, struct sl_err *err)
+{
+    return read_file(out, dir, name, max_bytes, max_depth, true, err);
 }

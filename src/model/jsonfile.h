@@ -17,6 +17,9 @@ SL_MUST_CHECK enum sl_status json_object_parse(json_t **out, const char *text, s
  */
 SL_MUST_CHECK enum sl_status json_object_read(json_t **out, const char *dir, const char *name,
                                               size_t max_bytes, int max_depth, struct sl_err *err);
+/* The same for a file that holds a list. */
+SL_MUST_CHECK enum sl_status json_list_read(json_t **out, const char *dir, const char *name,
+                                            size_t max_bytes, int max_depth, struct sl_err *err);
 /* dir/name in memory of its own (mem_free), or NULL. */
 char *path_join(const char *dir, const char *name);
 

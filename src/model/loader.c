@@ -253,7 +253,7 @@ static enum sl_status choose_format(const struct load *l, enum slot slot, int la
     }
     /* These stay at 8 bits or more. */
     bool wide = slot == SLOT_EMBED || slot == SLOT_LM_HEAD || is_sensitive(l, slot, layer);
-    if (slot == SLOT_POSITIONS) {
+    if (slot == SLOT_POSITIONS || slot == SLOT_TYPES) {
         *out = W_F32; /* small, and read by row */
         return SL_OK;
     }
@@ -335,6 +335,31 @@ static enum sl_status load_matrix(const struct load *l, const struct plan_tensor
     return st;
 }
 
+/* t[0 .. n): a matrix of the classification head and its bias, which stay on the host in f32. */
+static enum sl_status load_head(const struct load *l, const struct plan_tensor *t, int n)
+{
+    struct pool_head *h = &l->w->head;
+    enum sl_status st = SL_OK;
+    for (int i = 0; st == SL_OK && i < n; i++) {
+        struct staging s = {.name = t[i].name};
+        const void *data = NULL;
+        size_t count = (size_t)t[i].rows * (size_t)t[i].cols;
+        float *copy = mem_alloc(count, sizeof *copy);
+        bool dense = t[i].row->slot == SLOT_HEAD_DENSE;
+        float **to = t[i].row->bias ? (dense ? &h->dense_bias : &h->out_bias)
+                                    : (dense ? &h->dense : &h->out);
+        *to = copy;
+        if (!copy)
+            st = SL_FAIL(l->err, SL_ENOMEM, "no memory for tensor '%s'", t[i].name);
+        if (st == SL_OK)
+            st = get_values(l, &s, &t[i], SL_DTYPE_F32, &data);
+        if (st == SL_OK)
+            memcpy(copy, data, count * sizeof *copy);
+        staging_fini(&s);
+    }
+    return st;
+}
+
 /* t[0 .. n): one vector, or those of n heads to be laid end to end. */
 static enum sl_status stage_vector(const struct load *l, struct staging *s,
                                    const struct plan_tensor *t, int n, enum sl_dtype *dtype,
@@ -399,7 +424,9 @@ static enum sl_status load_all(const struct load *l, const struct plan *p)
         const struct plan_tensor *t = &p->tensor[i];
         for (n = 1; i + n < p->n && same_weight(t, &t[n]);)
             n++;
-        st = t->row->slot >= SLOT_NORMS ? load_vector(l, t, n) : load_matrix(l, t, n);
+        st = t->row->slot >= SLOT_NORMS        ? load_vector(l, t, n)
+             : t->row->slot >= SLOT_HEAD_DENSE ? load_head(l, t, n)
+                                               : load_matrix(l, t, n);
     }
     return st;
 }
@@ -552,6 +579,7 @@ void weights_fini(struct model_weights *w)
     if (w->alibi)
         w->ops->free(w->device, w->alibi);
     mem_free(w->set);
+    pool_head_fini(&w->head);
     safetensors_close(&w->mapped);
     for (struct kept_buffer *k = w->kept, *next; k; k = next) {
         next = k->next;

@@ -7,6 +7,7 @@
 #ifndef SL_MODEL_LOADER_H
 #define SL_MODEL_LOADER_H
 
+#include "model/pool.h"
 #include "model/spec.h"
 
 /* One layer's weights, or the model's own (embedding, final norm, lm_head). */
@@ -28,6 +29,7 @@ struct model_weights {
     struct device *device;
     struct safetensors *mapped; /* kept while a weight borrows from it */
     struct kept_buffer *kept;   /* the same for dummy weights */
+    struct pool_head head;
 };
 
 struct load_request {

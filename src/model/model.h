@@ -25,12 +25,24 @@ struct model_info {
     /* generation_config.json; NAN or SL_NONE when unset */
     double temperature, top_p, min_p, repetition_penalty;
     int top_k, max_new_tokens;
+    bool whole_prompts; /* a prompt is one step's work */
+};
+
+/* How a model is to be used: vLLM's flags. Zeroed: as its files say. */
+struct spec_options {
+    const char *hf_overrides;      /* JSON object over config.json, or NULL */
+    const char *generation_config; /* "auto" (NULL), "vllm", or a folder */
+    enum sl_runner runner;
+    const char *convert;       /* "auto" (NULL), "none", "embed", "classify" */
+    const char *pooler_config; /* JSON object or NULL */
 };
 
 SL_MUST_CHECK enum sl_status
 model_spec_load(struct model_spec **out, const char *dir, const char *hf_overrides,
                 const char *generation_config, /* "auto", "vllm", dir */
                 struct sl_err *err);
+SL_MUST_CHECK enum sl_status model_spec_load_as(struct model_spec **out, const char *dir,
+                                                const struct spec_options *o, struct sl_err *err);
 void model_spec_destroy(struct model_spec **s);
 void model_spec_info(const struct model_spec *s, struct model_info *out);
 

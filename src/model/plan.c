@@ -9,7 +9,8 @@
 static bool has_row(const struct model_spec *s, const struct tensor_row *row, int layer)
 {
     unsigned have = 0;
-    have |= s->tied ? 0 : WHEN_UNTIED;
+    have |= s->tied || s->pool.only ? 0 : WHEN_UNTIED;
+    have |= s->pool.classify ? WHEN_CLASSIFY : 0;
     have |= s->qkv_bias ? WHEN_QKV_BIAS : 0;
     have |= s->o_bias ? WHEN_O_BIAS : 0;
     have |= s->mlp_bias ? WHEN_MLP_BIAS : 0;
@@ -37,11 +38,17 @@ static int times(const struct model_spec *s, const struct tensor_row *row)
     return 0;
 }
 
-/* Calls fn for every tensor of the spec, in the table's order. */
+/* The head of a decoder that classifies. */
+static const struct tensor_row score_rows[] = {
+    ROW("score.weight", SLOT_HEAD_OUT, DIM_LABELS, DIM_HIDDEN),
+    {0},
+};
+
 typedef bool (*tensor_fn)(void *ctx, const struct tensor_row *row, int layer, int index);
-static bool each_tensor(const struct model_spec *s, tensor_fn fn, void *ctx)
+static bool each_row(const struct model_spec *s, const struct tensor_row *rows, tensor_fn fn,
+                     void *ctx)
 {
-    for (const struct tensor_row *r = s->family->rows; r->name; r++) {
+    for (const struct tensor_row *r = rows; r->name; r++) {
         bool in_layer = slot_is_layer(r->slot);
         for (int l = in_layer ? 0 : -1; l < (in_layer ? s->n_layers : 0); l++)
             for (int i = 0; has_row(s, r, l) && i < times(s, r); i++)
@@ -49,6 +56,13 @@ static bool each_tensor(const struct model_spec *s, tensor_fn fn, void *ctx)
                     return false;
     }
     return true;
+}
+
+/* Calls fn for every tensor of the spec, in the table's order. */
+static bool each_tensor(const struct model_spec *s, tensor_fn fn, void *ctx)
+{
+    return each_row(s, s->family->rows, fn, ctx) &&
+           (!s->pool.score_row || each_row(s, score_rows, fn, ctx));
 }
 
 struct counting {
@@ -62,7 +76,8 @@ static bool count_tensor(void *ctx, const struct tensor_row *r, int layer, int i
     struct counting *c = ctx;
     (void)layer;
     c->n++;
-    bool table = (r->slot == SLOT_EMBED && !c->s->tied) || r->slot == SLOT_POSITIONS;
+    bool table = (r->slot == SLOT_EMBED && (!c->s->tied || c->s->pool.only)) ||
+                 r->slot == SLOT_POSITIONS || r->slot == SLOT_TYPES;
     if (!table && (r->times != PER_EXPERT || index < c->s->top_k))
         c->params += (uint64_t)spec_dim(c->s, r->rows) * (uint64_t)spec_dim(c->s, r->cols);
     return true;
@@ -189,19 +204,40 @@ static bool may_ignore(const struct model_spec *s, const char *name)
         if (ends_with(name, *end))
             return true;
     for (const struct tensor_row *r = s->family->rows; r->name; r++)
-        if (r->slot == SLOT_LM_HEAD && s->tied && !strcmp(name, r->name))
-            return true; /* a copy of the embedding table */
+        if (r->slot == SLOT_LM_HEAD && (s->tied || s->pool.only) && !strcmp(name, r->name))
+            return true; /* a copy of the embedding table, or of no use */
     return false;
+}
+
+/* Layer norms of the first BERT checkpoints have "gamma" and "beta". */
+static const struct st_tensor *find_old(const struct safetensors *st, const char *name)
+{
+    static const char *const ends[][2] = {{"LayerNorm.weight", "LayerNorm.gamma"},
+                                          {"LayerNorm.bias", "LayerNorm.beta"}};
+    char old[512];
+    for (int i = 0; i < 2; i++)
+        if (ends_with(name, ends[i][0])) {
+            int keep = (int)(strlen(name) - strlen(ends[i][0]));
+            snprintf(old, sizeof old, "%.*s%s", keep, name, ends[i][1]);
+            return safetensors_find(st, old);
+        }
+    return NULL;
+}
+
+static const struct st_tensor *find_name(const struct safetensors *st, const char *name)
+{
+    const struct st_tensor *t = safetensors_find(st, name);
+    return t ? t : find_old(st, name);
 }
 
 /* Some checkpoints were saved without the outermost module's name. */
 static const struct st_tensor *find(const struct model_spec *s, const struct safetensors *st,
                                     const char *name)
 {
-    const struct st_tensor *t = safetensors_find(st, name);
+    const struct st_tensor *t = find_name(st, name);
     const char *prefix = s->family->prefix;
     if (!t && prefix && !strncmp(name, prefix, strlen(prefix)))
-        t = safetensors_find(st, name + strlen(prefix));
+        t = find_name(st, name + strlen(prefix));
     return t;
 }
 

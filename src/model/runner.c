@@ -7,6 +7,7 @@
 #include "model/forward.h"
 
 #include "base/clock.h"
+#include "base/half.h"
 
 #include <string.h>
 
@@ -38,6 +39,7 @@ struct runner {
     struct sample_row *piece_sample;     /* [max_samples] */
     struct plogprob_row *piece_plogprob; /* [max_logits] */
     struct step_result *piece;
+    float *hidden; /* [POOL_ROWS, hidden] of a device that does not compute in host memory */
     sample_fn sample;
     void *sample_ctx;
     const struct batch *in_flight;
@@ -66,6 +68,50 @@ static enum sl_status is_dead(struct sl_err *err)
     return SL_FAIL(err, SL_EDEVICE, "the device failed earlier");
 }
 
+enum { POOL_ROWS = 64 }; /* hidden states that are fetched at once */
+
+/* Hidden states of n batch rows from `row` on; at most POOL_ROWS where they must be fetched. */
+static enum sl_status fetch_hidden(struct runner *r, int row, int n, const float **out,
+                                   struct sl_err *err)
+{
+    size_t hidden = (size_t)r->spec->hidden, act = r->ops->act_bytes, count = (size_t)n * hidden;
+    const char *x = (const char *)r->forward.x + (size_t)row * hidden * act;
+    *out = (const float *)x;
+    if (!r->ops->fetch)
+        return SL_OK;
+    *out = r->hidden;
+    /* Shorter values come into the second half, so that widening them forward harms none. */
+    char *at = (char *)r->hidden + count * (sizeof(float) - act);
+    enum sl_status st = r->ops->fetch(r->device, at, x, count * act, err);
+    for (size_t i = 0; st == SL_OK && act == 2 && i < count; i++) {
+        uint16_t h;
+        memcpy(&h, at + 2 * i, sizeof h);
+        r->hidden[i] = bf16_f32(h);
+    }
+    return st;
+}
+
+static enum sl_status pool_rows(struct runner *r, const struct batch *b, struct sl_err *err)
+{
+    for (int i = 0; i < b->n_pools; i++) {
+        const struct pool_row *row = &b->pool[i];
+        struct pooling *p = row->seq->req->pooling;
+        for (int at = 0; at < row->n;) {
+            int n = row->n - at;
+            n = r->ops->fetch && n > POOL_ROWS ? POOL_ROWS : n;
+            const float *hidden = NULL;
+            enum sl_status st = fetch_hidden(r, row->row + at, n, &hidden, err);
+            if (st)
+                return st;
+            pool_take(p, hidden, b->pos[row->row + at], n, r->spec->hidden);
+            at += n;
+        }
+        if (p->n_done == row->seq->n_prompt)
+            pool_finish(p, r->spec, &r->weights.head);
+    }
+    return SL_OK;
+}
+
 static enum sl_status submit_drawn(struct runner *r, const struct batch *b, struct sl_err *err);
 static enum sl_status collect_drawn(struct runner *r, struct step_result *out, struct sl_err *err);
 
@@ -81,6 +127,8 @@ static enum sl_status runner_submit(struct backend *be, const struct batch *b, s
     if (st)
         return poison(r, st);
     forward_run(&r->forward, b->n_tokens);
+    if ((st = pool_rows(r, b, err)))
+        return poison(r, st);
     r->in_flight = b;
     return SL_OK;
 }
@@ -236,6 +284,7 @@ static enum sl_status submit_drawn(struct runner *r, const struct batch *b, stru
     if (st)
         return st;
     forward_run(&r->forward, b->n_tokens);
+    st = pool_rows(r, b, err);
     int sample = 0, plogprob = 0;
     f->host->n_samples = f->host->n_plogprobs = 0;
     f->host->lp_start[0] = f->host->plp_start[0] = 0;
@@ -288,6 +337,8 @@ static void free_buffers(struct runner *r)
         r->ops->free(r->device, r->logits);
     }
     r->logits = r->logits_host = NULL;
+    mem_free(r->hidden);
+    r->hidden = NULL;
     mem_free(r->piece_sample);
     mem_free(r->piece_plogprob);
     r->piece_sample = NULL;
@@ -323,6 +374,7 @@ static enum sl_status check_features(const struct runner_config *cfg, struct sl_
     needs |= s->has_qk_norm && s->qk_norm != QK_NORM_HEAD ? OPS_QK_NORM_KINDS : 0;
     needs |= s->no_pre_norm ? OPS_NO_NORM : 0;
     needs |= s->n_experts ? OPS_MOE : 0;
+    needs |= s->post_norm ? OPS_ENCODER : 0;
     if (needs & ~cfg->ops->features)
         return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "device", "%s does not run on device %s yet",
                              s->architecture, cfg->ops->name);
@@ -382,7 +434,7 @@ static enum sl_status make_layers(struct runner *r, struct sl_err *err)
                                         .scale = s->attn_scale,
                                         .softcap = s->attn_softcap,
                                         .window = s->layer[l].window,
-                                        .causal = true};
+                                        .causal = !s->both_ways};
     struct kv_layout *kv = &r->base.layout;
     *kv = s->info.layout;
     for (int g = 0; g < kv->n_groups; g++)
@@ -448,6 +500,8 @@ enum sl_status runner_create(struct runner **out, const struct runner_config *cf
 static int logits_rows(const struct runner *r, const struct batch_limits *limits)
 {
     size_t row = (size_t)r->spec->vocab_size * sizeof(float), n = LOGITS_BYTES / row;
+    if (r->spec->pool.only)
+        return 1; /* none are made */
     return n < 1 ? 1 : n < (size_t)limits->max_logits ? (int)n : limits->max_logits;
 }
 
@@ -500,7 +554,10 @@ static enum sl_status take_buffers(struct runner *r, const struct batch_limits *
     st = take_flights(r, limits, err);
     if (st)
         return st;
-    if (r->logits_rows == limits->max_logits && !r->draw)
+    if (r->spec->pool.only && r->ops->fetch &&
+        !(r->hidden = mem_alloc((size_t)POOL_ROWS * (size_t)r->spec->hidden, sizeof *r->hidden)))
+        return SL_FAIL(err, SL_ENOMEM, "no memory for hidden states");
+    if ((r->logits_rows == limits->max_logits && !r->draw) || r->spec->pool.only)
         return SL_OK;
     r->piece_sample = mem_alloc((size_t)limits->max_samples, sizeof *r->piece_sample);
     r->piece_plogprob = mem_alloc((size_t)limits->max_logits, sizeof *r->piece_plogprob);

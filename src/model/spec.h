@@ -7,6 +7,7 @@
 #ifndef SL_MODEL_SPEC_H
 #define SL_MODEL_SPEC_H
 
+#include "base/mem.h"
 #include "model/model.h"
 
 #include <jansson.h>
@@ -21,12 +22,37 @@ struct rope_spec {
 
 enum { ROPES_MAX = 2 };
 
+/* Between a classification head's two matrices. */
+enum head_act { HEAD_TANH, HEAD_RELU };
+/* What a head's values become unless a request wants them as they are. ONE_OF: the sigmoid of a
+ * single value, the softmax of several. */
+enum head_out { HEAD_ONE_OF, HEAD_SIGMOIDS, HEAD_PLAIN };
+
 /* What differs from layer to layer. */
 struct layer_spec {
     int window;                /* positions a row can see, itself included; 0: all */
     int rope;                  /* index into rope[], -1: none */
     int group, layer_in_group; /* in the KV cache */
     bool moe;                  /* experts in place of the MLP */
+};
+
+/* What a model that generates nothing makes of its hidden states. */
+struct pool_spec {
+    bool only;           /* it has no lm_head, or need not have one */
+    enum pool_kind kind; /* of its one vector for a text */
+    bool token_level;    /* a vector for each position instead */
+    bool normalize;
+    bool classify;  /* a head gives a value for each label */
+    int n_labels;   /* of the head, 0: none */
+    bool score_row; /* the head is one matrix "score.weight" (decoders) */
+    enum head_act head_act;
+    enum head_out head_out;
+    const char **label; /* [n_labels], NULL: none are given */
+    int max_len;        /* of sentence_bert_config.json, 0: none */
+    int dimensions;     /* kept unless a request says otherwise, 0: all */
+    bool matryoshka;
+    int n_dims, *dims; /* the only sizes that may be asked for; 0: any */
+    struct arena arena;
 };
 
 struct model_spec {
@@ -39,6 +65,8 @@ struct model_spec {
     float norm_eps;
     float norm_add;   /* added to norm weights: 1 where the checkpoint stores w - 1 */
     bool no_pre_norm; /* sublayers read h itself; their outputs are normed (OLMo 2) */
+    bool post_norm;   /* h = norm(h + sublayer(h)): the residual itself is normed (BERT) */
+    bool both_ways;   /* a position sees the later ones too: an encoder */
     bool parallel;    /* h + attention(norm(h)) + mlp(norm'(h)), one addition after the other */
     bool one_norm;    /* parallel: the MLP reads attention's input */
     bool other_names; /* the family's second set of tensor names */
@@ -49,6 +77,7 @@ struct model_spec {
     float alibi_scale; /* factor on ALiBi slopes, 0: no ALiBi */
     int pos_offset;    /* of learned positions */
     int n_positions;   /* rows of their table, 0: none */
+    int n_types;       /* rows of the table of token types, 0: none */
 
     bool gated, mlp_bias;
     enum act_kind act;
@@ -63,6 +92,8 @@ struct model_spec {
     bool tied; /* lm_head is the embedding table */
     float embed_scale, residual_scale, logit_scale, logit_softcap;
 
+    struct pool_spec pool;
+
     struct model_info info; /* what the engine asks for */
 };
 
@@ -72,6 +103,7 @@ struct model_spec {
 enum slot {
     SLOT_EMBED,
     SLOT_POSITIONS,
+    SLOT_TYPES, /* added by token type */
     SLOT_LM_HEAD,
     SLOT_QKV, /* parts 0, 1, 2: stacked by rows */
     SLOT_O,
@@ -84,9 +116,12 @@ enum slot {
     SLOT_N_MATRICES,
     SLOT_EXPERT_GATE_UP = SLOT_N_MATRICES, /* one matrix for each expert */
     SLOT_EXPERT_DOWN,
+    SLOT_HEAD_DENSE, /* of a classification head: on the host, in f32 */
+    SLOT_HEAD_OUT,
     SLOT_NORMS,
     SLOT_FINAL_NORM = SLOT_NORMS,
-    SLOT_ATTN_NORM, /* before attention */
+    SLOT_EMBED_NORM, /* of the embeddings, before the first layer */
+    SLOT_ATTN_NORM,  /* before attention */
     SLOT_Q_NORM,
     SLOT_K_NORM,
     SLOT_ATTN_POST_NORM, /* after attention */
@@ -97,7 +132,9 @@ enum slot {
 
 static inline bool slot_is_layer(enum slot s)
 {
-    return s != SLOT_EMBED && s != SLOT_POSITIONS && s != SLOT_LM_HEAD && s != SLOT_FINAL_NORM;
+    return s != SLOT_EMBED && s != SLOT_POSITIONS && s != SLOT_TYPES && s != SLOT_LM_HEAD &&
+           s != SLOT_HEAD_DENSE && s != SLOT_HEAD_OUT && s != SLOT_FINAL_NORM &&
+           s != SLOT_EMBED_NORM;
 }
 
 /* Sizes by name, so that a family's table needs no code. */
@@ -115,6 +152,8 @@ enum dim {
     DIM_Q_NORM, /* by enum qk_norm */
     DIM_K_NORM,
     DIM_POSITIONS,
+    DIM_TYPES,
+    DIM_LABELS,
     DIM_EXPERTS,
     DIM_MOE_FFN,
     DIM_SHARED_FFN
@@ -133,7 +172,8 @@ enum when {
     WHEN_SHARED = 256,
     WHEN_SHARED_GATE = 512,
     WHEN_ONE_NAME = 1024, /* not other_names */
-    WHEN_OTHER_NAME = 2048
+    WHEN_OTHER_NAME = 2048,
+    WHEN_CLASSIFY = 4096
 };
 
 /* Tensors that a row stands for; "%e" in its name is the index. */
@@ -166,18 +206,30 @@ struct tensor_row {
 
 struct config;
 
+enum family_kind { GENERATES, EMBEDS, CLASSIFIES };
+
 struct family {
     const char *architecture;
     void (*read)(struct model_spec *s, const struct config *c); /* config_fail() what is wrong */
     const struct tensor_row *rows;
     const char *const *ignored; /* name endings of tensors that are not weights; NULL ends */
     const char *prefix;         /* what some checkpoints leave out of their names, or NULL */
+    enum family_kind kind;
 };
 
 extern const struct family family_llama, family_mistral, family_qwen2, family_qwen3, family_smollm3,
     family_granite, family_olmo2, family_phi3, family_gemma, family_gemma2, family_gemma3,
     family_gpt2, family_opt, family_gptneox, family_falcon, family_stablelm, family_mixtral,
-    family_qwen2moe, family_qwen3moe;
+    family_qwen2moe, family_qwen3moe, family_bert, family_bert_mlm, family_bert_score,
+    family_roberta, family_roberta_mlm, family_roberta_score, family_xlmr, family_xlmr_mlm,
+    family_xlmr_score, family_distilbert, family_distilbert_score;
+
+/* pooling_config.c: how this model's hidden states are pooled, from the folder's
+ * sentence-transformers files, config.json and what the caller asks for; s->pool.only is set. */
+void config_pooling(struct model_spec *s, const struct config *c, const char *dir,
+                    const struct spec_options *o);
+/* Whether modules.json has a pooling module. */
+bool has_pooling_module(const char *dir);
 
 int spec_dim(const struct model_spec *s, enum dim d);
 

@@ -59,8 +59,9 @@ bool blocks_admit(struct sched *s, struct sequence *q, int reserve, int spare)
      */
     if (q->admit_need + spare > kvpool_n_free(s->pool, 0))
         return false;
-    bool all_rows = q->index == 0 && q->req->params.p.prompt_logprobs != SL_NONE &&
-                    q->n_plogprobs < q->n_prompt - 1; /* a hit would compute no logits */
+    bool all_rows = (q->index == 0 && q->req->params.p.prompt_logprobs != SL_NONE &&
+                     q->n_plogprobs < q->n_prompt - 1) || /* a hit would compute no logits */
+                    pooling_wants_all(q->req->pooling);
     int n_hit = all_rows ? 0
                          : kvpool_match(s->pool, q->req->cache_key, q->tokens,
                                         (q->n_tokens - 1) / size); /* the last is computed */

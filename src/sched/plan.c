@@ -19,6 +19,10 @@ static void put_tokens(struct batch *b, const struct sequence *q, int pos, int n
         token[i] = 0;
     for (int i = 0; i < n + n_pad; i++)
         at[i] = pos + i;
+    const struct pooling *p = q->req->pooling;
+    int32_t *type = b->token_type + b->n_tokens;
+    for (int i = 0; i < n + n_pad; i++)
+        type[i] = p && p->n_first && pos + i >= p->n_first;
 }
 
 static void put_blocks(struct batch *b, const struct sequence *q, int group, int pos, int n,
@@ -143,7 +147,9 @@ static void put_sequence(struct sched *s, struct batch *b, struct sequence *q)
         s->stats.prompt_tokens_computed += (uint64_t)n;
     q->n_computed += n;
     blocks_publish(s, q);
-    if (q->n_computed < seq_length(q) || beam_rejoin(s, q))
+    if (q->req->pooling)
+        b->pool[b->n_pools++] = (struct pool_row){.seq = q, .row = last - n + 1, .n = n};
+    if (q->n_computed < seq_length(q) || q->req->pooling || beam_rejoin(s, q))
         return;
     if (n_draft) {
         put_drafts(s, b, q, last);

@@ -75,6 +75,8 @@ static bool is_long(const struct sched *s, const struct sequence *q)
 /* The largest chunk that the rules allow, of a prompt with n tokens to go. */
 static int chunk(const struct sched *s, const struct prefills *p, const struct sequence *q, int n)
 {
+    if (s->cfg.whole_prompts)
+        return n <= s->n_left ? n : 0;
     n = min_int(n, s->n_left);
     if (p->share > 0)
         n = min_int(n, p->share);
@@ -138,7 +140,7 @@ static void spend_rest(struct sched *s, struct batch *b)
     for (int i = 0; i < s->n_entries && s->n_left > 0; i++) {
         struct sequence *q = s->entry[i];
         int n = min_int(seq_todo(q), q->n_planned + s->n_left);
-        if (is_long(s, q))
+        if (is_long(s, q) && !s->cfg.whole_prompts)
             n = min_int(n, s->cfg.long_prefill_token_threshold);
         int more = n - q->n_planned;
         if (more <= 0 || plogprob_rows(q, n) > 0 || !blocks_cover(s, q, q->n_computed + n, b))

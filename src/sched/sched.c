@@ -184,6 +184,10 @@ static void set_stop(const struct sched *s, struct sequence *q)
 {
     const struct seq_params *params = &q->req->params;
     const struct sl_sampling_params *p = &params->p;
+    if (q->req->pooling) {
+        q->limit = q->n_prompt + 1;
+        return;
+    }
     int n = params->max_tokens > 0 ? params->max_tokens : 1;
     q->limit = n < s->max_len - q->n_prompt ? q->n_prompt + n : s->max_len;
     q->eos = p->ignore_eos ? -1 : params->eos_token;

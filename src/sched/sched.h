@@ -13,6 +13,7 @@
  *
  * A plan may be made while earlier ones are in flight: n_computed and n_inflight of each sequence
  * say what those will have done. sched_update() must be given the steps in order.
+ * A request with `pooling` ends with its prompt; nothing is sampled for it.
  *
  * Thread: the engine thread.
  *
@@ -32,7 +33,8 @@ struct sched_config {
     int max_num_seqs, max_num_batched_tokens, max_model_len;
     int max_num_partial_prefills, max_long_partial_prefills, long_prefill_token_threshold;
     bool enable_prefix_caching;
-    int depth; /* steps that may be in flight */
+    bool whole_prompts; /* a prompt is one step's work: its rows see each other, both ways */
+    int depth;          /* steps that may be in flight */
     struct kv_layout layout;
     struct proposer *proposer; /* borrowed; NULL: no speculation */
 };

@@ -105,6 +105,25 @@ static void report_plogprobs(const struct batch *b, const struct step_result *r,
     }
 }
 
+/* Prompts that this step completed. */
+static void finish_pooled(struct sched *s, const struct batch *b, int64_t now_ns, sched_sink sink,
+                          void *ctx)
+{
+    for (int i = 0; i < b->n_pools; i++) {
+        struct sequence *q = (struct sequence *)b->pool[i].seq; /* the scheduler's own */
+        const struct pooling *p = q->req->pooling;
+        if (q->state == SEQ_FINISHED || p->n_done < q->n_prompt)
+            continue;
+        struct sched_event ev = {.seq = q,
+                                 .pos = q->n_prompt,
+                                 .finish = p->not_finite ? SL_ERROR : SL_STOP,
+                                 .now_ns = now_ns};
+        q->first_token_ns = q->last_token_ns = now_ns;
+        sequence_finish(s, q, ev.finish);
+        sink(ctx, &ev);
+    }
+}
+
 static void unhold_all(struct sched *s, const struct batch *b)
 {
     for (int i = 0; i < b->n_samples; i++)
@@ -157,6 +176,7 @@ void sched_update(struct sched *s, const struct batch *b, const struct step_resu
         drafts_learn_time(s, b, r->done_ns);
     for (int i = 0; i < b->n_samples;) /* one that has finished by now was computed for nothing */
         i = take_rows(s, b, r, i, sink, ctx);
+    finish_pooled(s, b, r->done_ns, sink, ctx);
     unhold_all(s, b);
 }
 

@@ -153,7 +153,7 @@ static void dev_moe(struct device *d, void *out, const void *x, const struct moe
 static const struct ops cpu_ops = {
     .name = "cpu",
     .act_bytes = sizeof(float),
-    .features = OPS_QK_NORM_KINDS | OPS_NO_NORM | OPS_MOE,
+    .features = OPS_QK_NORM_KINDS | OPS_NO_NORM | OPS_MOE | OPS_ENCODER,
     .alloc = dev_alloc,
     .free = dev_free,
     .supports = dev_supports,
@@ -164,6 +164,8 @@ static const struct ops cpu_ops = {
     .begin = dev_begin,
     .end = dev_end,
     .embed = cpu_embed,
+    .embed_types = cpu_embed_types,
+    .residual = cpu_residual,
     .add_norm = cpu_add_norm,
     .norm = cpu_norm,
     .linear = dev_linear,

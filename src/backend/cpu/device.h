@@ -126,6 +126,8 @@ SL_MUST_CHECK enum sl_status attention_reserve(struct device *d, const struct at
 void cpu_attention(struct device *d, void *out, const void *qkv, const struct attn_spec *a);
 
 /* ---- rows.c */
+void cpu_embed_types(struct device *d, float *h, const struct weight *types);
+void cpu_residual(struct device *d, float *h, const void *x, int rows, int n);
 void cpu_embed(struct device *d, float *h, const struct weight *e, float scale,
                const struct weight *p, int pos_offset);
 void cpu_add_norm(struct device *d, void *x, float *h, const void *add, float add_scale,

@@ -53,6 +53,38 @@ void cpu_embed(struct device *d, float *h, const struct weight *e, float scale,
     each_row(d, d->batch->n_tokens, e->cols, embed_row, &j);
 }
 
+struct types_job {
+    struct device *d;
+    float *h;
+    const struct weight *types;
+};
+
+static void types_row(void *ctx, int r, int thread)
+{
+    const struct types_job *j = ctx;
+    int n = j->types->cols;
+    float *h = j->h + (size_t)r * n, part[256];
+    (void)thread;
+    for (int k = 0; k < n; k += 256) {
+        int m = n - k < 256 ? n - k : 256;
+        weight_read_part(j->types, j->d->batch->token_type[r], k, m, part);
+        for (int i = 0; i < m; i++)
+            h[k + i] += part[i];
+    }
+}
+
+void cpu_embed_types(struct device *d, float *h, const struct weight *types)
+{
+    struct types_job j = {d, h, types};
+    each_row(d, d->batch->n_tokens, types->cols, types_row, &j);
+}
+
+void cpu_residual(struct device *d, float *h, const void *x, int rows, int n)
+{
+    (void)d;
+    memcpy(h, x, (size_t)rows * n * sizeof *h);
+}
+
 struct norm_job {
     struct device *d;
     float *y, *h; /* y may be NULL: only the addition */

@@ -266,7 +266,7 @@ static void ref_moe(struct device *d, void *out, const void *x, const struct moe
 static const struct ops ref_ops = {
     .name = "ref",
     .act_bytes = sizeof(float),
-    .features = OPS_QK_NORM_KINDS | OPS_NO_NORM | OPS_MOE,
+    .features = OPS_QK_NORM_KINDS | OPS_NO_NORM | OPS_MOE | OPS_ENCODER,
     .alloc = ref_alloc,
     .free = ref_free,
     .supports = ref_supports,
@@ -277,6 +277,8 @@ static const struct ops ref_ops = {
     .begin = ref_begin,
     .end = ref_end,
     .embed = ref_embed,
+    .embed_types = ref_embed_types,
+    .residual = ref_residual,
     .add_norm = ref_add_norm,
     .norm = ref_norm,
     .linear = ref_linear,

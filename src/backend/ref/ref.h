@@ -32,6 +32,8 @@ float ref_get(const void *data, enum wformat format, size_t i);
 void ref_put(void *data, enum wformat format, size_t i, float v);
 size_t ref_bytes(enum wformat format); /* 0: not a format that ref stores */
 
+void ref_embed_types(struct device *d, float *h, const struct weight *types);
+void ref_residual(struct device *d, float *h, const void *x, int rows, int n);
 void ref_embed(struct device *d, float *h, const struct weight *e, float scale,
                const struct weight *p, int pos_offset);
 void ref_add_norm(struct device *d, void *x, float *h, const void *add, float add_scale,

@@ -43,6 +43,24 @@ void ref_embed(struct device *d, float *h, const struct weight *e, float scale,
     }
 }
 
+void ref_embed_types(struct device *d, float *h, const struct weight *types)
+{
+    const struct batch *b = d->batch;
+    size_t n = (size_t)types->cols;
+    for (int r = 0; r < b->n_tokens; r++) {
+        SL_ASSERT(b->token_type[r] >= 0 && b->token_type[r] < types->rows);
+        for (size_t i = 0; i < n; i++)
+            h[(size_t)r * n + i] +=
+                ref_get(types->data, types->format, (size_t)b->token_type[r] * n + i);
+    }
+}
+
+void ref_residual(struct device *d, float *h, const void *x, int rows, int n)
+{
+    (void)d;
+    memcpy(h, x, (size_t)rows * (size_t)n * sizeof *h);
+}
+
 static void norm_row(float *y, const float *x, const struct norm *norm, int n)
 {
     double mean = 0, square = 0;

@@ -1,0 +1,237 @@
+/* Pooling requests: a prompt in, vectors or a head's values out.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "base/clock.h"
+#include "base/log.h"
+#include "engine/internal.h"
+#include "model/spec.h"
+
+#include <string.h>
+
+static const size_t MAX_OUT_BYTES = 256 << 20;
+
+static enum sl_status no_memory(struct sl_err *err)
+{
+    return SL_FAIL(err, SL_ENOMEM, "no memory for a request");
+}
+
+void sl_pooling_params_init(struct sl_pooling_params *p, const struct sl_engine *e)
+{
+    *p = (struct sl_pooling_params){.task = e ? e->info.task : SL_POOL_EMBED,
+                                    .use_activation = -1,
+                                    .truncate_prompt_tokens = SL_NONE};
+}
+
+/* ---- what was asked for -------------------------------------------------------------------- */
+
+static enum sl_status check_task(const struct sl_engine *e, const struct sl_pooling_params *p,
+                                 struct sl_err *err)
+{
+    if (!e->info.pools)
+        return SL_FAIL(err, SL_ENOSUPPORT,
+                       "the model generates text: with the runner pooling it would embed");
+    bool classifies = e->spec->pool.classify, wants = p->task == SL_POOL_CLASSIFY;
+    if (classifies != wants)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "task", "the model %s",
+                             classifies ? "classifies, it does not embed"
+                                        : "embeds, it has no classification head");
+    if (p->use_activation < -1 || p->use_activation > 1)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "use_activation",
+                             "use_activation must be -1, 0 or 1, got %d", p->use_activation);
+    return SL_OK;
+}
+
+static void list_dims(struct strbuf *b, const struct pool_spec *s)
+{
+    strbuf_init(b, 0);
+    for (int i = 0; i < s->n_dims; i++)
+        strbuf_addf(b, "%s%d", i ? ", " : "", s->dims[i]);
+}
+
+static enum sl_status check_dimensions(const struct sl_engine *e, int n, struct sl_err *err)
+{
+    const struct pool_spec *s = &e->spec->pool;
+    const char *name = e->info.served_names[0];
+    if (!n)
+        return SL_OK;
+    if (!s->matryoshka || s->classify)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "dimensions",
+                             "Model '%.300s' does not support Matryoshka embeddings; dimensions "
+                             "must be unset (received dimensions=%d).",
+                             name, n);
+    if (n < 1 || n > e->spec->hidden)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "dimensions",
+                             "Model '%.300s' only supports dimensions in range [1, %d], got %d.",
+                             name, e->spec->hidden, n);
+    bool found = s->n_dims == 0;
+    for (int i = 0; i < s->n_dims; i++)
+        found = found || s->dims[i] == n;
+    if (found)
+        return SL_OK;
+    struct strbuf b;
+    list_dims(&b, s);
+    enum sl_status st =
+        SL_FAIL_PARAM(err, SL_EINVAL, "dimensions",
+                      "Model '%.300s' only supports Matryoshka dimensions [%s], got "
+                      "%d.",
+                      name, b.data ? b.data : "", n);
+    strbuf_fini(&b);
+    return st;
+}
+
+/* ---- the prompt ---------------------------------------------------------------------------- */
+
+static enum sl_status check_tokens(const struct sl_engine *e, const int32_t *tokens, int n,
+                                   struct sl_err *err)
+{
+    int max_len = e->info.max_model_len;
+    if (n < 1)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "prompt", "The decoder prompt cannot be empty");
+    if (n > max_len)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "input_tokens",
+                             "The decoder prompt (length %d) is longer than the maximum model "
+                             "length of %d. Make sure that `max_model_len` is no smaller than the "
+                             "number of text tokens.",
+                             n, max_len);
+    for (int i = 0; i < n; i++)
+        if (tokens[i] < 0 || tokens[i] >= e->info.vocab_size)
+            return SL_FAIL_PARAM(err, SL_EINVAL, "prompt", "Token id %d is out of vocabulary",
+                                 (int)tokens[i]);
+    if (!sched_can_ever_fit(core_sched(e->core), n))
+        return SL_FAIL_PARAM(err, SL_EINVAL, "input_tokens",
+                             "The prompt (length %d) does not fit into the KV cache.", n);
+    return SL_OK;
+}
+
+static enum sl_status truncate_tokens(const struct sl_engine *e, const struct sl_pooling_params *p,
+                                      const int32_t **tokens, int *n, int *n_first,
+                                      struct sl_err *err)
+{
+    int max_len = e->info.max_model_len, keep = p->truncate_prompt_tokens;
+    if (keep == SL_NONE)
+        return SL_OK;
+    if (keep > max_len)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "truncate_prompt_tokens",
+                             "truncate_prompt_tokens value is greater than max_model_len. Please, "
+                             "select a smaller truncation size.");
+    keep = keep < 0 ? max_len : keep;
+    if (*n <= keep)
+        return SL_OK;
+    if (!p->truncate_right) {
+        *tokens += *n - keep;
+        *n_first = *n_first > *n - keep ? *n_first - (*n - keep) : 0;
+    }
+    *n = keep;
+    return SL_OK;
+}
+
+/* ---- the request --------------------------------------------------------------------------- */
+
+static enum sl_status make_pooling(struct sl_request *r, const struct sl_pooling_params *p,
+                                   int n_first, struct sl_err *err)
+{
+    const struct model_spec *s = r->engine->spec;
+    struct arena *a = &r->core.arena;
+    struct pooling *g = arena_alloc(a, 1, sizeof *g);
+    if (!g)
+        return no_memory(err);
+    bool all = p->task == SL_POOL_TOKEN_EMBED;
+    int dimensions = p->dimensions ? p->dimensions : s->pool.dimensions;
+    g->kind = all ? POOL_ALL : s->pool.kind;
+    g->classify = p->task == SL_POOL_CLASSIFY;
+    g->activate =
+        p->use_activation >= 0 ? p->use_activation == 1 : g->classify || s->pool.normalize;
+    g->n_first = s->n_types > 1 ? n_first : 0;
+    g->n_rows = all ? r->core.n_prompt : 1;
+    g->n_cols = g->classify ? s->pool.n_labels : dimensions ? dimensions : s->hidden;
+    size_t cols = (size_t)g->n_cols, rows = (size_t)g->n_rows;
+    if (cols > MAX_OUT_BYTES / sizeof *g->out / rows)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "input",
+                             "vectors of %zu tokens with %zu values each would take more than %zu "
+                             "MiB",
+                             rows, cols, MAX_OUT_BYTES >> 20);
+    /* The head's first matrix leaves its row there. */
+    size_t room = rows * cols > (size_t)s->hidden ? rows * cols : (size_t)s->hidden;
+    g->out = arena_alloc(a, room, sizeof *g->out);
+    g->sum = arena_alloc(a, (size_t)s->hidden, sizeof *g->sum);
+    r->core.pooling = g;
+    return g->out && g->sum ? SL_OK : no_memory(err);
+}
+
+static enum sl_status make_core(struct sl_request *r, const struct sl_input *in,
+                                const struct sl_pooling_params *p, struct sl_err *err)
+{
+    struct sl_engine *e = r->engine;
+    struct request *c = &r->core;
+    const int32_t *tokens = in->tokens;
+    int n = in->n_tokens, n_first = p->n_first;
+    enum sl_status st = truncate_tokens(e, p, &tokens, &n, &n_first, err);
+    if (!st)
+        st = check_tokens(e, tokens, n, err);
+    if (st)
+        return st;
+    sl_sampling_params_init(&c->params.p);
+    c->params.p.detokenize = false;
+    c->params.eos_token = -1;
+    c->params.max_tokens = 1;
+    c->id = request_make_id(&c->arena, in->id);
+    c->prompt = arena_alloc(&c->arena, (size_t)n, sizeof *c->prompt);
+    if (in->cache_salt)
+        c->cache_salt = arena_strndup(&c->arena, in->cache_salt, strlen(in->cache_salt));
+    if (!c->id || !c->prompt || (in->cache_salt && !c->cache_salt))
+        return no_memory(err);
+    memcpy(c->prompt, tokens, (size_t)n * sizeof *tokens);
+    c->n_prompt = n;
+    c->n_seqs = 1;
+    c->priority = in->priority;
+    c->arrival_ns = in->arrival_ns ? in->arrival_ns : clock_mono_ns();
+    c->consumer = r;
+    c->number = 1 + atomic_fetch_add_explicit(&e->n_requests, 1, memory_order_relaxed);
+    st = make_pooling(r, p, n_first, err);
+    return st ? st : request_make_seqs(c, err);
+}
+
+static void log_received(const struct sl_request *r)
+{
+    static const char *const task[] = {"embed", "token_embed", "classify"};
+    const struct pooling *p = r->core.pooling;
+    int which = p->classify ? 2 : p->kind == POOL_ALL;
+    log_info("Received request %s: params: PoolingParams(task=%s, dimensions=%d, "
+             "use_activation=%s), lora_request: None.",
+             r->core.id, task[which], p->n_cols, p->activate ? "True" : "False");
+}
+
+enum sl_status sl_pool(struct sl_engine *e, const struct sl_input *in,
+                       const struct sl_pooling_params *params, sl_wake_fn wake, void *ctx,
+                       struct sl_request **out, struct sl_err *err)
+{
+    enum sl_status st = check_task(e, params, err);
+    if (!st)
+        st = check_dimensions(e, params->dimensions, err);
+    if (st)
+        return st;
+    struct sl_request *r = request_new(e, wake, ctx);
+    if (!r)
+        return no_memory(err);
+    st = make_core(r, in, params, err);
+    if (!st)
+        st = request_make_consumer(r, err);
+    if (!st && e->cfg.log_requests)
+        log_received(r);
+    if (!st)
+        st = engine_post_new(r, err);
+    if (st)
+        request_unref(r);
+    else
+        *out = r;
+    return st;
+}
+
+const float *sl_request_pooled(const struct sl_request *r, int *rows, int *cols)
+{
+    const struct pooling *p = r->core.pooling;
+    if (!p || r->n_ended == 0 || r->out.finish != SL_STOP)
+        return NULL;
+    *rows = p->n_rows;
+    *cols = p->n_cols;
+    return p->out;
+}
