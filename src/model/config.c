@@ -439,10 +439,10 @@ static void choose_use(struct model_spec *s, const struct config *c, const char 
                        const struct spec_options *o, enum family_kind kind)
 {
     const char *convert = o->convert && strcmp(o->convert, "auto") ? o->convert : "";
-    bool pools =
-        o->runner == SL_RUNNER_POOLING ||
-        (o->runner == SL_RUNNER_AUTO && (kind != GENERATES || !strcmp(convert, "embed") ||
-                                         !strcmp(convert, "classify") || has_pooling_module(dir)));
+    bool pools = o->runner == SL_RUNNER_POOLING ||
+                 (o->runner == SL_RUNNER_AUTO &&
+                  (kind != GENERATES || !strcmp(convert, "embed") || !strcmp(convert, "classify") ||
+                   has_pooling_module(c, dir)));
     if (!pools && kind != GENERATES)
         config_fail(c, "%s generates nothing; its runner is pooling", s->architecture);
     if (pools && kind == GENERATES && !strcmp(convert, "none"))

@@ -44,10 +44,9 @@ static const json_t *find_module(const json_t *modules, const char *type)
     return NULL;
 }
 
-bool has_pooling_module(const char *dir)
+bool has_pooling_module(const struct config *c, const char *dir)
 {
-    enum sl_status st = SL_OK;
-    json_t *modules = read_modules(dir, &st, NULL);
+    json_t *modules = read_modules(dir, c->st, c->err);
     bool has = find_module(modules, "Pooling") != NULL;
     json_decref(modules);
     return has;

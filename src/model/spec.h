@@ -229,7 +229,7 @@ extern const struct family family_llama, family_mistral, family_qwen2, family_qw
 void config_pooling(struct model_spec *s, const struct config *c, const char *dir,
                     const struct spec_options *o);
 /* Whether modules.json has a pooling module. */
-bool has_pooling_module(const char *dir);
+bool has_pooling_module(const struct config *c, const char *dir);
 
 int spec_dim(const struct model_spec *s, enum dim d);
 
