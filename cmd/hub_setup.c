@@ -9,6 +9,8 @@
 #include <strings.h>
 #include <sys/stat.h>
 
+#include <jansson.h>
+
 /* ---- the environment --------------------------------------------------------------------------
  */
 
@@ -92,7 +94,7 @@ static const char *token(const struct options *o, const char *home)
     return env_true("HF_HUB_DISABLE_IMPLICIT_TOKEN") ? NULL : token_of_file(home);
 }
 
-void hub_config(struct sl_hub_config *cfg, const struct options *o)
+static void read_config(struct sl_hub_config *cfg, const struct options *o)
 {
     static const char *const bundles[] = {"REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"};
     char *home = hf_home();
@@ -111,6 +113,14 @@ void hub_config(struct sl_hub_config *cfg, const struct options *o)
         cfg->silence_s = s > 0 && s < 86400 ? (int)s : cfg->silence_s;
     }
     free(home);
+}
+
+void hub_config(struct sl_hub_config *cfg, const struct options *o)
+{
+    static struct sl_hub_config kept; /* read once; its strings stay */
+    if (!kept.endpoint)
+        read_config(&kept, o);
+    *cfg = kept;
 }
 
 /* ---- names into folders ------------------------------------------------------------------------
@@ -169,6 +179,28 @@ static bool resolve_model(struct options *o)
     return true;
 }
 
+/* The draft model of --speculative-config may be a name as well. */
+static bool resolve_draft(struct options *o)
+{
+    json_t *config =
+        o->engine.speculative_config ? json_loads(o->engine.speculative_config, 0, NULL) : NULL;
+    const char *name = json_string_value(json_object_get(config, "model"));
+    const char *revision = json_string_value(json_object_get(config, "revision"));
+    char *dir = NULL;
+    bool named = is_name(name) && strcmp(name, "ngram") != 0; /* vLLM's old way to name a method */
+    bool ok = !named || (dir = fetch(o, name, revision, needs_weights(o)));
+    if (dir) {
+        static char *text; /* lives as long as the options */
+        json_object_set_new(config, "model", json_string(dir));
+        json_object_del(config, "revision");
+        text = json_dumps(config, JSON_COMPACT);
+        o->engine.speculative_config = text;
+        sl_free(dir);
+    }
+    json_decref(config);
+    return ok;
+}
+
 int hub_resolve(struct options *o)
 {
     struct sl_config *e = &o->engine;
@@ -183,7 +215,7 @@ int hub_resolve(struct options *o)
             return EXIT_FAILED;
         e->tokenizer = dir;
     }
-    return EXIT_DONE;
+    return resolve_draft(o) ? EXIT_DONE : EXIT_FAILED;
 }
 
 char *hub_cached(const struct options *o, const char *name)

@@ -526,11 +526,14 @@ class Commands(HubTest):
     @classmethod
     def setUpClass(cls):
         cls.model = Repo()
-        cls.model.commit({k: v for k, v in PEBBLE.items()})
+        cls.model.commit(PEBBLE)
+        cls.draft = Repo()
+        cls.draft.commit(folder_files("models/pebble-draft"))
 
     def setUp(self):
         super().setUp()
         self.hub.repos["org/pebble"] = self.model
+        self.hub.repos["org/draft"] = self.draft
 
     def test_serve(self):
         old = dict(os.environ)
@@ -584,7 +587,11 @@ class Commands(HubTest):
                           "--num-iters-warmup", "0", "--batch-size", "1", "--output-len", "2"]):
                 code, out, err = self.run_(*args)
                 self.assertEqual((code, bool(out)), (0, True), err)
-        self.assertEqual(len(self.hub.asked("GET", "model.safetensors", "storage")), 1)
+        self.run_("generate", "org/pebble", "--max-tokens", "2", "ls", "--speculative-config",
+                  '{"model":"org/draft","num_speculative_tokens":2,"revision":"main"}')
+        asked = [r["path"].split("?")[0] for r in self.hub.asked("GET", "model.safetensors",
+                                                                 "storage")]
+        self.assertEqual(sorted(a.split("/")[2] for a in asked), ["draft", "pebble"])
 
     def test_a_folder_wins(self):
         os.makedirs(os.path.join(self.home, "org"))
