@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Data flows one way: http -> engine -> draft -> {text, sched, model, sample, hub} -> core, backend,
+# Data flows one way: http -> engine -> draft -> {text, grammar, sched, model, sample, hub} -> core, backend,
 # dist -> base; hub stands on base alone.
 # Prints each #include that points elsewhere; exits 1 if there is one. With a folder as argument it
 # looks there instead (tests/cli/test_checks.py gives it a wrong tree).
@@ -16,11 +16,12 @@ declare -A may=(
     [backend]="base core dist"
     [hub]="base"
     [text]="base core"
+    [grammar]="base core"
     [sample]="base core backend"
     [sched]="base core backend dist"
     [model]="base core backend dist"
     [draft]="base core backend model sample"
-    [engine]="base core backend dist text sched model sample draft hub"
+    [engine]="base core backend dist text grammar sched model sample draft hub"
     [http]="base core engine text"
 )
 # These commands are examples of the public interface: they see sluice.h and nothing inside.
