@@ -442,10 +442,19 @@ SL_API SL_MUST_CHECK enum sl_status sl_text_render_with(const struct sl_text *t,
                                                         const char *chat_template, const char *now,
                                                         char **text, size_t *bytes,
                                                         struct sl_err *err);
+/* The template (the request's own, or the model's for requests with or without tools) goes through a
+ * message's content as a list of parts, as those of multimodal models do. */
+SL_API bool sl_text_reads_parts(const struct sl_text *t, bool tools, const char *chat_template);
 SL_API void sl_free(void *p);
 
 /* ---- OpenAI requests and the server -----------------------------------------------------------
  */
+
+enum sl_content_format {
+    SL_CONTENT_AUTO,   /* as the template reads it */
+    SL_CONTENT_STRING, /* text parts are joined */
+    SL_CONTENT_OPENAI  /* a list of parts, also where the request has a string */
+};
 
 /* The server's settings: the front-end flags of `sluice serve`. */
 struct sl_server_config {
@@ -472,6 +481,10 @@ struct sl_server_config {
     bool return_tokens_as_token_ids, disable_access_log;
     const char *disable_access_log_for; /* "/health,/metrics" */
     const char *fingerprint_mode;       /* "full", "hash", "none" or custom text */
+    const char *tool_call_parser;       /* "hermes", ... or NULL: tool calls are not looked for */
+    const char *reasoning_parser;       /* "qwen3", ... or NULL */
+    bool enable_auto_tool_choice, exclude_tools_when_tool_choice_none;
+    enum sl_content_format content_format; /* how templates get a message's content */
 };
 SL_API void sl_server_config_init(struct sl_server_config *cfg);
 

@@ -117,6 +117,11 @@ enum sl_status sl_text_render_with(const struct sl_text *t, const char *vars,
     return st;
 }
 
+bool sl_text_reads_parts(const struct sl_text *t, bool tools, const char *chat_template)
+{
+    return t && chat_reads_parts(t->chat, tools, chat_template);
+}
+
 enum sl_status sl_text_render(const struct sl_text *t, const char *vars, const char *now,
                               char **text, struct sl_err *err)
 {

@@ -8,6 +8,20 @@
 
 enum { STREAM_BUFFER = 64 << 20, BODY_BUFFER = 512 << 20 };
 
+/* The text is parsed. Tokens of thoughts that are hidden would show in logprobs and ids. */
+static void read_message(struct oai_style *s, const struct oai_env *env,
+                         const struct oai_request *r)
+{
+    s->parse = &r->parse;
+    s->tools = r->tool_mode;
+    s->one_call = !r->parallel_tool_calls;
+    s->short_ids = env->tool_parser == OUT_MISTRAL;
+    s->hide_reasoning = !r->include_reasoning;
+    s->count_reasoning = env->reasoning_parser != OUT_REASONING_NONE;
+    if (s->hide_reasoning && env->reasoning_parser)
+        s->logprobs = s->token_ids = false;
+}
+
 bool answer_init(struct answer *a, const struct oai_env *env, struct oai_request *r,
                  struct pieces *pieces, const char *id, const char *fingerprint)
 {
@@ -19,7 +33,10 @@ bool answer_init(struct answer *a, const struct oai_env *env, struct oai_request
                                    .logprobs = r->want_logprobs,
                                    .token_ids = r->return_token_ids,
                                    .as_ids = r->return_tokens_as_token_ids,
-                                   .pieces = pieces}};
+                                   .pieces = pieces,
+                                   .stream = r->stream}};
+    if (r->api == OAI_CHAT && (r->parse.tool || r->parse.reasoning))
+        read_message(&a->style, env, r);
     strbuf_init(&a->id, 4096);
     strbuf_init(&a->head, 16384);
     strbuf_adds(&a->id, r->api == OAI_CHAT ? "chatcmpl-" : "cmpl-");
@@ -88,7 +105,7 @@ bool answer_take(struct answer *a, int prompt, const struct sl_request *req,
 /* ---- usage */
 
 struct totals {
-    int64_t prompt, completion;
+    int64_t prompt, completion, reasoning;
     int cached; /* of the last prompt, as vLLM reports it */
 };
 
@@ -103,6 +120,8 @@ static struct totals count_usage(const struct answer *a, struct sl_request *cons
     }
     for (int i = 0; i < a->n_choices; i++)
         t.completion += a->choices[i].n_tokens;
+    for (int i = 0; i < a->n_choices; i++)
+        t.reasoning += a->choices[i].n_reasoning;
     return t;
 }
 
@@ -116,6 +135,14 @@ static void put_counts(struct strbuf *b, int64_t prompt, int64_t completion)
     json_put_int(b, completion);
 }
 
+/* Only where a reasoning parser is set. */
+static void put_details(const struct answer *a, struct strbuf *b, int64_t reasoning)
+{
+    if (a->env->reasoning_parser && a->r->api == OAI_CHAT)
+        strbuf_addf(b, ",\"completion_tokens_details\":{\"reasoning_tokens\":%lld}",
+                    (long long)reasoning);
+}
+
 static void put_usage(const struct answer *a, struct strbuf *b, struct totals t, bool nulls)
 {
     put_counts(b, t.prompt, t.completion);
@@ -123,6 +150,7 @@ static void put_usage(const struct answer *a, struct strbuf *b, struct totals t,
         strbuf_addf(b, ",\"prompt_tokens_details\":{\"cached_tokens\":%d}", t.cached);
     else if (nulls)
         strbuf_adds(b, ",\"prompt_tokens_details\":null");
+    put_details(a, b, t.reasoning);
     strbuf_addc(b, '}');
 }
 
@@ -146,6 +174,7 @@ static void end_event(const struct answer *a, struct strbuf *b, int index, bool 
     if (a->r->continuous_usage) {
         strbuf_adds(b, ",\"usage\":");
         put_counts(b, a->r->prompts[index / a->r->params.n].n_tokens, c->n_tokens);
+        put_details(a, b, c->n_reasoning);
         strbuf_addc(b, '}');
     }
     strbuf_adds(b, "}\n\n");
@@ -195,8 +224,13 @@ static void chat_event(struct answer *a, int index, struct strbuf *b)
     if (!a->opened)
         open_chat(a, b);
     begin_event(a, b, index);
-    strbuf_adds(b, ",\"delta\":{\"content\":");
-    put_text(b, c);
+    strbuf_adds(b, ",\"delta\":{");
+    if (a->style.parse) {
+        oai_choice_put_delta(b, c);
+    } else {
+        strbuf_adds(b, "\"content\":");
+        put_text(b, c);
+    }
     strbuf_adds(b, "},\"logprobs\":");
     oai_choice_put_logprobs(b, c, &a->style);
     strbuf_adds(b, ",\"finish_reason\":");
@@ -242,6 +276,11 @@ void answer_event(struct answer *a, int index, struct sl_request *const *reqs, s
     bool last = c->finish != SL_RUNNING;
     if (c->ended || (!last && !c->n_pending && !c->text.len))
         return;
+    if (!last && a->style.parse && !oai_choice_has_delta(c)) { /* a marker may have begun */
+        if (!a->opened)
+            open_chat(a, out);
+        return;
+    }
     if (a->r->api == OAI_CHAT)
         chat_event(a, index, out);
     else
@@ -275,17 +314,58 @@ void answer_error_event(const struct oai_error *e, struct strbuf *out)
 
 /* ---- one body */
 
-static void put_chat_choice(const struct answer *a, int i, struct strbuf *b)
+/* What the parsers made of the text; echo's part is in front of the content. */
+static void put_parsed(const struct answer *a, struct oai_choice *c, struct strbuf *b)
 {
-    const struct oai_choice *c = &a->choices[i];
-    strbuf_addf(b, "{\"index\":%d,\"message\":{\"role\":", i);
-    json_put_lossy(b, a->r->role, strlen(a->r->role));
+    const char *echo = a->r->echo_text;
+    oai_choice_parse(c, &a->style);
+    b->failed |= c->text.failed || c->reasoning.failed || c->calls.failed;
+    strbuf_adds(b, ",\"content\":");
+    if (c->has_content || echo) {
+        strbuf_addc(b, '"');
+        if (echo)
+            json_put_escaped(b, echo, strlen(echo));
+        strbuf_add(b, c->text.data, c->text.len);
+        strbuf_addc(b, '"');
+    } else {
+        strbuf_adds(b, "null");
+    }
+    strbuf_adds(b, ",\"refusal\":null,\"annotations\":null,\"audio\":null,\"function_call\":null,"
+                   "\"reasoning\":");
+    if (c->has_reasoning) {
+        strbuf_addc(b, '"');
+        strbuf_add(b, c->reasoning.data, c->reasoning.len);
+        strbuf_addc(b, '"');
+    } else {
+        strbuf_adds(b, "null");
+    }
+    if (c->calls.len) {
+        strbuf_adds(b, ",\"tool_calls\":[");
+        strbuf_add(b, c->calls.data, c->calls.len);
+        strbuf_addc(b, ']');
+    }
+}
+
+static void put_plain(const struct answer *a, const struct oai_choice *c, struct strbuf *b)
+{
     strbuf_adds(b, ",\"content\":\"");
     if (a->r->echo_text)
         json_put_escaped(b, a->r->echo_text, strlen(a->r->echo_text));
     strbuf_add(b, c->text.data, c->text.len);
     strbuf_adds(b, "\",\"refusal\":null,\"annotations\":null,\"audio\":null,\"function_call\":null,"
-                   "\"reasoning\":null},\"logprobs\":");
+                   "\"reasoning\":null");
+}
+
+static void put_chat_choice(const struct answer *a, int i, struct strbuf *b)
+{
+    struct oai_choice *c = &a->choices[i];
+    strbuf_addf(b, "{\"index\":%d,\"message\":{\"role\":", i);
+    json_put_lossy(b, a->r->role, strlen(a->r->role));
+    if (a->style.parse)
+        put_parsed(a, c, b);
+    else
+        put_plain(a, c, b);
+    strbuf_adds(b, "},\"logprobs\":");
     oai_choice_put_logprobs(b, c, &a->style);
     strbuf_adds(b, ",\"finish_reason\":");
     oai_choice_put_finish(b, c);

@@ -15,6 +15,7 @@
 #include "base/mem.h"
 #include "base/status.h"
 #include "base/strbuf.h"
+#include "text/outparse.h"
 
 #include <jansson.h>
 
@@ -27,11 +28,15 @@ enum oai_api {
 };
 
 enum {
-    OAI_MAX_PROMPTS = 1024,       /* VLLM_MAX_COMPLETION_PROMPTS */
-    OAI_MAX_STOP = 4,             /* VLLM_MAX_STOP_STRINGS */
+    OAI_MAX_PROMPTS = 1024, /* VLLM_MAX_COMPLETION_PROMPTS */
+    OAI_MAX_STOP = 4,       /* VLLM_MAX_STOP_STRINGS */
+    OAI_MAX_TOOLS = 1024,
+    OAI_MAX_TOOL_NAME = 256,
     OAI_MAX_CHOICES = 16384,      /* prompts x n of one HTTP request */
     OAI_MAX_JSON_VALUES = 1 << 20 /* each costs about 50 bytes once parsed */
 };
+
+enum oai_tool_mode { OAI_TOOLS_NONE, OAI_TOOLS_AUTO, OAI_TOOLS_REQUIRED, OAI_TOOLS_NAMED };
 
 /* What requests are checked against. */
 struct oai_env {
@@ -42,6 +47,8 @@ struct oai_env {
     json_t *default_kwargs;             /* --default-chat-template-kwargs: object or NULL */
     int max_new_tokens;                 /* server-wide cap of the generation config; SL_NONE */
     size_t max_token_chars;             /* of the longest token; 0: unknown */
+    enum out_tool tool_parser;          /* --tool-call-parser */
+    enum out_reasoning reasoning_parser;
 };
 
 /* An error on its way to the client. The first one stays. */
@@ -93,6 +100,10 @@ struct oai_request {
     size_t rendered_bytes;
     const char *echo_text; /* chat: the last message, when `echo` repeats it */
     const char *role;      /* of the answer */
+    enum oai_tool_mode tool_mode;
+    bool parallel_tool_calls, include_reasoning;
+    struct outparse_spec parse; /* how the answer is read */
+    json_t *kept_tools;         /* owned: outlives the body */
     /* detokenize */
     const int32_t *tokens;
     int n_tokens;
@@ -130,6 +141,14 @@ const char *oai_field_name(enum oai_api api, int i);
 
 /* oai_chat.c: messages as the template wants them, and the template's variables (new reference). */
 json_t *oai_chat_vars(struct oai_request *r, const struct oai_env *env, struct oai_error *e);
+
+/* oai_tools.c: the rules of tools, tool_choice and the reasoning parser. */
+bool oai_check_tool_choice(const json_t *body, struct oai_error *e);
+bool oai_check_tools(const json_t *tools, struct oai_error *e);
+bool oai_settle_tools(struct oai_request *r, const struct oai_env *env, struct oai_error *e);
+/* vars: of the template. Once the prompt was rendered. */
+void oai_settle_reasoning(struct oai_request *r, const json_t *vars);
+
 /* Largest number of prompt tokens that leaves room for the output asked for. */
 int oai_prompt_limit(const struct oai_request *r, const struct oai_env *env);
 

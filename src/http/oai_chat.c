@@ -80,23 +80,45 @@ static json_t *plain_content(const json_t *content, size_t at, struct oai_error 
     return NULL;
 }
 
+/* The content as templates of multimodal models want it: [{"type": "text", "text": ..}]. Takes over
+ * `joined`, what plain_content() made of it. */
+static json_t *as_parts(const json_t *content, json_t *joined)
+{
+    json_t *list = json_array();
+    size_t n = json_is_array(content) ? json_array_size(content) : json_is_string(content);
+    for (size_t i = 0; i < n; i++) {
+        json_t *text = joined, *part = json_array_get(content, i);
+        if (json_is_string(part))
+            text = part;
+        else if (json_is_object(part))
+            text = json_object_get(part, json_object_get(part, "text") ? "text" : "refusal");
+        json_array_append_new(list, json_pack("{s:s, s:O}", "type", "text", "text", text));
+    }
+    json_decref(joined);
+    return list;
+}
+
 /* {"function": {"arguments": "{\"a\":1}"}} -> {"function": {"arguments": {"a": 1}}}: templates
  * print arguments with tojson. */
 static json_t *plain_tool_call(const json_t *call, size_t at, struct oai_error *e)
 {
-    json_t *function = json_object_get(call, "function");
-    if (!json_is_object(call) || (function && !json_is_object(function))) {
-        bad_message(e, at, "tool_calls", "Each tool call should be an object with a function");
+    json_t *function = json_object_get(call, "function"), *type = json_object_get(call, "type");
+    if (!json_is_object(call) || !json_is_object(function) ||
+        (type && (!json_is_string(type) || strcmp(json_string_value(type), "function")))) {
+        bad_message(e, at, "tool_calls",
+                    "Each tool call should be an object of type function, with a function");
         return NULL;
     }
     json_t *copy = json_copy((json_t *)call), *f = json_copy(function);
     json_t *arguments = json_object_get(function, "arguments");
-    if (f && (!arguments || json_is_null(arguments) ||
-              (json_is_string(arguments) && !json_string_length(arguments)))) {
+    if (!arguments || json_is_null(arguments) ||
+        (json_is_string(arguments) && !json_string_length(arguments))) {
         json_object_set_new(f, "arguments", json_object());
-    } else if (f && json_is_string(arguments)) {
+    } else if (json_is_string(arguments)) {
         json_t *parsed = json_loadb(json_string_value(arguments), json_string_length(arguments),
-                                    JSON_ALLOW_NUL, NULL);
+                                    JSON_ALLOW_NUL | JSON_DECODE_ANY, NULL);
+        if (json_is_null(parsed))
+            parsed = json_object();
         if (!parsed) {
             json_decref(copy);
             json_decref(f);
@@ -105,8 +127,7 @@ static json_t *plain_tool_call(const json_t *call, size_t at, struct oai_error *
         }
         json_object_set_new(f, "arguments", parsed);
     }
-    if (f)
-        json_object_set_new(copy, "function", f);
+    json_object_set_new(copy, "function", f);
     return copy;
 }
 
@@ -129,7 +150,7 @@ static json_t *plain_tool_calls(const json_t *calls, size_t at, struct oai_error
 }
 
 /* The keys that vLLM hands to templates, and no others. */
-static json_t *plain_message(const json_t *msg, size_t at, struct oai_error *e)
+static json_t *plain_message(const json_t *msg, size_t at, bool parts, struct oai_error *e)
 {
     const char *role = json_string_value(json_object_get(msg, "role"));
     if (!json_is_object(msg)) {
@@ -143,13 +164,16 @@ static json_t *plain_message(const json_t *msg, size_t at, struct oai_error *e)
         return NULL;
     }
     json_t *content = plain_content(json_object_get(msg, "content"), at, e);
+    if (content && parts && strcmp(role, "tool"))
+        content = as_parts(json_object_get(msg, "content"), content);
     if (!content)
         return NULL;
     json_t *out = json_object();
     json_object_set_new(out, "role", json_string(role));
     json_object_set_new(out, "content", content);
     json_t *calls = json_object_get(msg, "tool_calls");
-    if (calls && !json_is_null(calls) && json_array_size(calls) + !json_is_array(calls)) {
+    if (calls && !json_is_null(calls) && !strcmp(role, "assistant") &&
+        json_array_size(calls) + !json_is_array(calls)) {
         json_t *plain = plain_tool_calls(calls, at, e);
         if (!plain) {
             json_decref(out);
@@ -160,8 +184,10 @@ static json_t *plain_message(const json_t *msg, size_t at, struct oai_error *e)
     json_t *reasoning = json_object_get(msg, "reasoning");
     if (!reasoning || json_is_null(reasoning))
         reasoning = json_object_get(msg, "reasoning_content");
-    if (json_is_string(reasoning))
+    if (json_is_string(reasoning)) { /* templates know it by either name */
         json_object_set(out, "reasoning", reasoning);
+        json_object_set(out, "reasoning_content", reasoning);
+    }
     static const char *const kept[] = {"name", "tool_call_id"};
     for (int i = 0; i < 2; i++)
         if (json_is_string(json_object_get(msg, kept[i])))
@@ -169,11 +195,11 @@ static json_t *plain_message(const json_t *msg, size_t at, struct oai_error *e)
     return out;
 }
 
-static json_t *plain_messages(struct oai_request *r, struct oai_error *e)
+static json_t *plain_messages(struct oai_request *r, bool parts, struct oai_error *e)
 {
     json_t *list = json_array();
     for (size_t i = 0; i < json_array_size(r->messages); i++) {
-        json_t *msg = plain_message(json_array_get(r->messages, i), i, e);
+        json_t *msg = plain_message(json_array_get(r->messages, i), i, parts, e);
         if (!msg) {
             json_decref(list);
             return NULL;
@@ -181,23 +207,6 @@ static json_t *plain_messages(struct oai_request *r, struct oai_error *e)
         json_array_append_new(list, msg);
     }
     return list;
-}
-
-static bool check_tools(const json_t *tools, struct oai_error *e)
-{
-    for (size_t i = 0; i < json_array_size(tools); i++) {
-        json_t *f = json_object_get(json_array_get(tools, i), "function");
-        const char *type = json_string_value(json_object_get(json_array_get(tools, i), "type"));
-        if (json_is_string(json_object_get(f, "name")) && (!type || !strcmp(type, "function")))
-            continue;
-        char param[64];
-        snprintf(param, sizeof param, "body.tools.%zu.function", i);
-        return oai_fail(e, 400, "Bad Request", param,
-                        "1 validation error:\n  {'type': 'missing', 'loc': ('body', 'tools', %zu, "
-                        "'function', 'name'), 'msg': 'Field required'}",
-                        i);
-    }
-    return true;
 }
 
 static void set_flag(json_t *vars, const char *name, bool value)
@@ -215,17 +224,27 @@ static bool settle_answer(struct oai_request *r, const struct oai_env *env, cons
     if (!r->add_generation_prompt && role)
         answer = role;
     r->role = arena_strndup(&r->arena, answer, strlen(answer));
-    const char *content = json_string_value(json_object_get(last, "content"));
-    if (r->role && r->api == OAI_CHAT && r->echo && role && content && !strcmp(role, answer))
-        r->echo_text = arena_strndup(&r->arena, content, strlen(content));
+    const json_t *content = json_object_get(last, "content");
+    if (json_is_array(content)) /* a list of parts: its last text, as what is continued */
+        content = json_object_get(json_array_get(content, json_array_size(content) - 1), "text");
+    const char *text = json_string_value(content);
+    if (r->role && r->api == OAI_CHAT && r->echo && role && text && !strcmp(role, answer))
+        r->echo_text = arena_strndup(&r->arena, text, strlen(text));
     return r->role || oai_fail(e, 500, NULL, NULL, "There is not enough memory for the request");
 }
 
 json_t *oai_chat_vars(struct oai_request *r, const struct oai_env *env, struct oai_error *e)
 {
-    if (!check_tools(r->tools, e))
+    if (!oai_check_tools(r->tools, e))
         return NULL;
-    json_t *messages = plain_messages(r, e);
+    json_t *tools = r->tools;
+    if (r->tool_mode == OAI_TOOLS_NONE && r->api == OAI_CHAT &&
+        env->cfg->exclude_tools_when_tool_choice_none)
+        tools = NULL;
+    bool parts = env->cfg->content_format == SL_CONTENT_OPENAI ||
+                 (env->cfg->content_format == SL_CONTENT_AUTO &&
+                  sl_text_reads_parts(env->text, tools != NULL, r->chat_template));
+    json_t *messages = plain_messages(r, parts, e);
     if (!messages)
         return NULL;
     json_t *vars = json_object();
@@ -237,7 +256,7 @@ json_t *oai_chat_vars(struct oai_request *r, const struct oai_env *env, struct o
     json_object_update(vars, env->default_kwargs);
     json_object_update(vars, r->chat_template_kwargs);
     json_object_set_new(vars, "messages", messages);
-    json_object_set(vars, "tools", r->tools ? r->tools : json_null());
+    json_object_set(vars, "tools", tools ? tools : json_null());
     json_object_set(vars, "documents", r->documents ? r->documents : json_null());
     set_flag(vars, "add_generation_prompt", r->add_generation_prompt);
     set_flag(vars, "continue_final_message", r->continue_final_message);

@@ -2,6 +2,7 @@
 #include "http/oai_choice.h"
 
 #include "http/json_out.h"
+#include "http/oai_message.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -9,9 +10,11 @@
 void oai_choice_init(struct oai_choice *c, size_t max)
 {
     *c = (struct oai_choice){0};
-    struct strbuf *const all[] = {&c->text, &c->ids, &c->content, &c->values, &c->top, &c->offsets};
+    struct strbuf *const all[] = {&c->text,    &c->ids, &c->content,   &c->values, &c->top,
+                                  &c->offsets, &c->raw, &c->reasoning, &c->calls};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
         strbuf_init(all[i], max);
+    c->open_call = -1;
 }
 
 void oai_choice_fini(struct oai_choice *c)
@@ -22,6 +25,11 @@ void oai_choice_fini(struct oai_choice *c)
     strbuf_fini(&c->values);
     strbuf_fini(&c->top);
     strbuf_fini(&c->offsets);
+    strbuf_fini(&c->raw);
+    strbuf_fini(&c->reasoning);
+    strbuf_fini(&c->calls);
+    outparse_destroy(&c->parser);
+    mem_free(c->ends);
     mem_free(c->stop_string);
     c->stop_string = NULL;
 }
@@ -34,18 +42,23 @@ void oai_choice_clear(struct oai_choice *c)
     strbuf_clear(&c->values);
     strbuf_clear(&c->top);
     strbuf_clear(&c->offsets);
+    strbuf_clear(&c->reasoning);
+    strbuf_clear(&c->calls);
+    c->open_call = -1;
     c->n_pending = 0;
 }
 
 size_t oai_choice_pending(const struct oai_choice *c)
 {
-    return c->text.len + c->ids.len + c->content.len + c->values.len + c->top.len + c->offsets.len;
+    return c->text.len + c->ids.len + c->content.len + c->values.len + c->top.len + c->offsets.len +
+           c->raw.len + c->reasoning.len + c->calls.len;
 }
 
 bool oai_choice_failed(const struct oai_choice *c)
 {
     return c->text.failed || c->ids.failed || c->content.failed || c->values.failed ||
-           c->top.failed || c->offsets.failed;
+           c->top.failed || c->offsets.failed || c->raw.failed || c->reasoning.failed ||
+           c->calls.failed;
 }
 
 static void separate(struct strbuf *b)
@@ -177,7 +190,10 @@ static void add_tokens(struct oai_choice *c, const struct oai_style *s, const in
 
 void oai_choice_add(struct oai_choice *c, const struct oai_style *s, const struct sl_output *out)
 {
-    json_put_escaped(&c->text, out->text, out->text_bytes);
+    if (s->parse)
+        oai_choice_read(c, s, out);
+    else
+        json_put_escaped(&c->text, out->text, out->text_bytes);
     add_tokens(c, s, out->tokens, out->n_tokens, out->logprobs);
     for (int i = 0; i < out->n_tokens && s->token_ids; i++) {
         separate(&c->ids);
@@ -242,7 +258,7 @@ void oai_choice_put_finish(struct strbuf *b, const struct oai_choice *c)
         [SL_RUNNING] = NULL,  [SL_STOP] = "stop",   [SL_LENGTH] = "length",
         [SL_ABORT] = "abort", [SL_ERROR] = "error", [SL_REPETITION] = "repetition",
     };
-    json_put_cstr(b, words[c->finish]);
+    json_put_cstr(b, oai_choice_called(c) ? "tool_calls" : words[c->finish]);
 }
 
 void oai_choice_put_stop_reason(struct strbuf *b, const struct oai_choice *c)

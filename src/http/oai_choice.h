@@ -18,10 +18,25 @@ struct oai_style {
     enum oai_api api;
     bool logprobs, token_ids, as_ids; /* as_ids: tokens are written "token_id:17" */
     struct pieces *pieces;
+    const struct outparse_spec *parse; /* NULL: the text is the content */
+    bool stream;
+    bool hide_reasoning, one_call, short_ids; /* include_reasoning, parallel_tool_calls, Mistral */
+    bool count_reasoning;
+    enum oai_tool_mode tools;
 };
 
 struct oai_choice {
-    struct strbuf text;                 /* escaped, without quotes */
+    struct strbuf text;              /* escaped, without quotes; the content, when parsed */
+    struct outparse *parser;         /* of a stream */
+    struct strbuf raw;               /* the model's text: an answer in one piece is parsed last */
+    struct strbuf reasoning;         /* escaped */
+    struct strbuf calls;             /* entries of tool_calls, the last one perhaps open */
+    int n_calls, open_call;          /* open_call: whose entry is open; -1: none */
+    bool has_content, has_reasoning; /* in one piece: not null */
+    size_t *ends;                    /* of tokens not yet known to be thoughts or not */
+    size_t n_ends, cap_ends, next_end, last_end, n_blank;
+    int n_reasoning; /* tokens of thoughts */
+    const struct oai_style *style;
     struct strbuf ids;                  /* "1,2,3" */
     struct strbuf content;              /* chat: logprob objects. Completions: tokens */
     struct strbuf values, top, offsets; /* completions */
@@ -41,6 +56,12 @@ struct oai_choice {
 void oai_choice_init(struct oai_choice *c, size_t max);
 void oai_choice_fini(struct oai_choice *c);
 void oai_choice_add(struct oai_choice *c, const struct oai_style *s, const struct sl_output *out);
+/* An answer in one piece: its text has come; content, reasoning and calls are made of it. */
+void oai_choice_parse(struct oai_choice *c, const struct oai_style *s);
+/* There is something of the message to send. */
+bool oai_choice_has_delta(const struct oai_choice *c);
+/* "content":..,"reasoning":..,"tool_calls":[..]: those that there are. */
+void oai_choice_put_delta(struct strbuf *b, struct oai_choice *c);
 /* echo: the prompt in front. lps may be NULL. */
 void oai_choice_add_prompt(struct oai_choice *c, const struct oai_style *s,
                            const struct oai_prompt *p, const struct sl_token_logprobs *lps);

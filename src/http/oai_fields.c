@@ -107,6 +107,8 @@ static const struct field fields[] = {
     {"prompt_embeds", OAI_COMPLETIONS, T_ANY, AT(prompt_embeds), 0, 0, 0},
     {"tools", CHATS, T_LIST, AT(tools), 0, 0, 0},
     {"tool_choice", OAI_CHAT, T_ANY, AT(tool_choice), 0, 0, 0},
+    {"parallel_tool_calls", OAI_CHAT, T_BOOL, AT(parallel_tool_calls), 0, 0, 0},
+    {"include_reasoning", OAI_CHAT, T_BOOL, AT(include_reasoning), 0, 0, 0},
     {"reasoning_effort", OAI_CHAT, T_STRING, AT(reasoning_effort), 0, 0, 0},
     {"add_generation_prompt", CHATS, T_BOOL, AT(add_generation_prompt),
      AT(has_add_generation_prompt), 0, 0},

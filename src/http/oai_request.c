@@ -163,59 +163,6 @@ static bool check_constraints(const json_t *body, struct oai_error *e)
     return true;
 }
 
-static bool check_named_tool(const json_t *choice, const json_t *tools, struct oai_error *e)
-{
-    static const char usage[] = "Correct usage: `{\"type\": \"function\", \"function\": {\"name\": "
-                                "\"my_function\"}}`";
-    json_t *function = json_object_get(choice, "function");
-    if (!json_is_object(function))
-        return oai_fail(e, 400, NULL, "tool_choice.function",
-                        "Invalid value for `function` in `tool_choice`! %s", usage);
-    const char *name = json_string_value(json_object_get(function, "name"));
-    if (!json_object_get(function, "name"))
-        return oai_fail(e, 400, NULL, "tool_choice.function.name",
-                        "Expected field `name` in `function` in `tool_choice`! %s", usage);
-    if (!name || !*name)
-        return oai_fail(e, 400, NULL, "tool_choice.function.name",
-                        "Invalid `name` in `function` in `tool_choice`! %s", usage);
-    for (size_t i = 0; i < json_array_size(tools); i++) {
-        json_t *f = json_object_get(json_array_get(tools, i), "function");
-        const char *other = json_string_value(json_object_get(f, "name"));
-        if (other && !strcmp(other, name))
-            return true;
-    }
-    return oai_fail(e, 400, NULL, "tool_choice",
-                    "The tool specified in `tool_choice` does not match any of the specified "
-                    "`tools`");
-}
-
-static bool check_tool_choice(const json_t *body, struct oai_error *e)
-{
-    json_t *tools = present(body, "tools"), *choice = present(body, "tool_choice");
-    if (json_is_array(tools) && !json_array_size(tools))
-        return oai_fail(e, 400, NULL, "tools",
-                        "`tools` must not be an empty array. Either provide at least one tool or "
-                        "omit the field entirely.");
-    const char *word = json_string_value(choice);
-    if (!choice || (word && !strcmp(word, "none")))
-        return true;
-    if (!tools)
-        return oai_fail(e, 400, NULL, "tool_choice",
-                        "When using `tool_choice`, `tools` must be set.");
-    if (json_is_object(choice))
-        return check_named_tool(choice, tools, e);
-    if (!word || (strcmp(word, "auto") && strcmp(word, "required"))) {
-        char *shown = json_dumps(choice, JSON_ENCODE_ANY | JSON_COMPACT);
-        oai_fail(e, 400, NULL, "tool_choice",
-                 "Invalid value for `tool_choice`: %.100s! Only named tools, \"none\", \"auto\" or "
-                 "\"required\" are supported.",
-                 word ? word : (shown ? shown : "?"));
-        free(shown);
-        return false;
-    }
-    return true;
-}
-
 /* vLLM's rules that look at the raw body, in its order. */
 static bool check_raw(const struct oai_request *r, const json_t *body, struct oai_error *e)
 {
@@ -232,7 +179,7 @@ static bool check_raw(const struct oai_request *r, const json_t *body, struct oa
                         "Stream options can only be defined when `stream=True`.");
     if (r->api == OAI_COMPLETIONS)
         return check_completion_prompt(body, e);
-    if (!check_tool_choice(body, e))
+    if (!oai_check_tool_choice(body, e))
         return false;
     if (truthy(present(body, "continue_final_message")) &&
         truthy(present(body, "add_generation_prompt")))
@@ -377,17 +324,6 @@ static bool refuse_missing(const struct oai_request *r, struct oai_error *e)
                             missing[i].name);
     if (r->suffix)
         return oai_fail(e, 400, NULL, "suffix", "suffix is not currently supported");
-    if (r->tool_choice ? json_is_object(r->tool_choice) : false)
-        return oai_fail(e, 400, NULL, NULL,
-                        "tool_choice=\"function\" requires --tool-call-parser to be set");
-    const char *choice = json_string_value(r->tool_choice);
-    if (choice && !strcmp(choice, "required"))
-        return oai_fail(e, 400, NULL, NULL,
-                        "tool_choice=\"required\" requires --tool-call-parser to be set");
-    if (r->api == OAI_CHAT && r->tools && (!choice || !strcmp(choice, "auto")))
-        return oai_fail(e, 400, NULL, NULL,
-                        "\"auto\" tool choice requires --enable-auto-tool-choice and "
-                        "--tool-call-parser to be set");
     return true;
 }
 
@@ -495,6 +431,7 @@ static void set_defaults(struct oai_request *r, const struct oai_env *env)
     r->thinking_token_budget = -1;
     r->add_special_tokens = r->api == OAI_COMPLETIONS;
     r->add_generation_prompt = true;
+    r->parallel_tool_calls = r->include_reasoning = true;
     r->return_tokens_as_token_ids = env->cfg->return_tokens_as_token_ids;
 }
 
@@ -502,7 +439,7 @@ static bool settle(struct oai_request *r, const struct oai_env *env, struct oai_
 {
     if (!check_words(r, e) || !read_stop(r, e) || !read_logit_bias(r, e) ||
         !read_repetition(r, e) || !read_early_stopping(r, e) || !read_stream_options(r, env, e) ||
-        !refuse_missing(r, e) || !check_model(r, env, e))
+        !refuse_missing(r, e) || !oai_settle_tools(r, env, e) || !check_model(r, env, e))
         return false;
     if (!check_choices(r, e))
         return false;
@@ -574,5 +511,7 @@ void oai_fini(struct oai_request *r)
     r->n_prompts = 0;
     sl_free(r->rendered);
     r->rendered = NULL;
+    json_decref(r->kept_tools);
+    r->kept_tools = NULL;
     arena_fini(&r->arena);
 }

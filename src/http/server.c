@@ -71,6 +71,8 @@ static void copy_config(struct sl_server *s, const struct sl_server_config *from
         &c->default_chat_template_kwargs,
         &c->disable_access_log_for,
         &c->fingerprint_mode,
+        &c->tool_call_parser,
+        &c->reasoning_parser,
     };
     for (size_t i = 0; i < sizeof strings / sizeof strings[0]; i++)
         *strings[i] = copy(s, *strings[i]);
@@ -89,6 +91,37 @@ static size_t longest_token(const struct sl_text *text, int vocab_size)
         longest = n > longest ? n : longest;
     }
     return longest;
+}
+
+/* "'hermes', 'mistral'" */
+static void list_names(char *out, size_t room, const char *(*name)(int))
+{
+    size_t at = 0;
+    for (int i = 0; name(i) && at < room; i++)
+        at += (size_t)snprintf(out + at, room - at, "%s'%s'", i ? ", " : "", name(i));
+}
+
+static enum sl_status init_parsers(struct sl_server *s, struct sl_err *err)
+{
+    const struct sl_server_config *c = &s->cfg;
+    char names[400];
+    if (c->enable_auto_tool_choice && !c->tool_call_parser)
+        return SL_FAIL_PARAM(err, SL_EINVAL, "enable-auto-tool-choice",
+                             "--enable-auto-tool-choice requires --tool-call-parser");
+    if (c->tool_call_parser && !outparse_tool_named(c->tool_call_parser, &s->env.tool_parser)) {
+        list_names(names, sizeof names, outparse_tool_name);
+        return SL_FAIL_PARAM(err, SL_EINVAL, "tool-call-parser",
+                             "invalid tool call parser: %s (chose from { %s })",
+                             c->tool_call_parser, names);
+    }
+    if (c->reasoning_parser &&
+        !outparse_reasoning_named(c->reasoning_parser, &s->env.reasoning_parser)) {
+        list_names(names, sizeof names, outparse_reasoning_name);
+        return SL_FAIL_PARAM(err, SL_EINVAL, "reasoning-parser",
+                             "invalid reasoning parser: %s (chose from { %s })",
+                             c->reasoning_parser, names);
+    }
+    return SL_OK;
 }
 
 static enum sl_status init_env(struct sl_server *s, struct sl_err *err)
@@ -110,7 +143,7 @@ static enum sl_status init_env(struct sl_server *s, struct sl_err *err)
             return SL_FAIL_PARAM(err, SL_EINVAL, "default-chat-template-kwargs",
                                  "--default-chat-template-kwargs should be a JSON object");
     }
-    return SL_OK;
+    return init_parsers(s, err);
 }
 
 /* "sluice-0.1.0-1a2b3c4d": version, and a hash of what shapes the answers. */

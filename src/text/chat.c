@@ -300,6 +300,17 @@ static enum sl_status override_template(const struct chat *c, const char *overri
     return st;
 }
 
+bool chat_reads_parts(const struct chat *c, bool tools, const char *override)
+{
+    const struct template *t = NULL;
+    struct template *own = NULL;
+    enum sl_status st = override ? override_template(c, override, &own, &t, NULL)
+                                 : choose(c, tools, &t, NULL);
+    bool parts = !st && template_reads_parts(t);
+    template_destroy(&own);
+    return parts;
+}
+
 enum sl_status chat_render(const struct chat *c, const json_t *vars, const char *override,
                            const char *now, char **text, size_t *bytes, struct sl_err *err)
 {

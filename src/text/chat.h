@@ -29,6 +29,10 @@ bool chat_has_template(const struct chat *chat);
 /* Why the template that requests without tools take cannot be used; NULL: it can. */
 const char *chat_problem(const struct chat *chat);
 
+/* Whether the template that a request takes reads contents as lists of parts; see
+ * template_reads_parts(). */
+bool chat_reads_parts(const struct chat *chat, bool tools, const char *override);
+
 /* Renders a request. vars: an object, each key a variable of the template (messages, tools,
  * documents, add_generation_prompt, the keys of chat_template_kwargs, ...); borrowed, not changed.
  * override: a template of the request's own, or the name of one of the model's; NULL: none.

@@ -34,6 +34,10 @@ SL_MUST_CHECK enum sl_status template_render(const struct template *t, const jso
                                              const struct template_limits *limits, char **text,
                                              size_t *bytes, struct sl_err *err);
 
+/* The template goes through a message's content as through a list of parts (vLLM's "openai" content
+ * format), rather than printing it ("string"). */
+bool template_reads_parts(const struct template *t);
+
 /* Variables from JSON text, as Python's json module would read them: integers of any size, and NUL
  * in strings. (JSON integers outside int64 become objects that only template_render() understands.)
  * NULL: *err says why. */

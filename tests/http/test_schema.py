@@ -39,7 +39,8 @@ def run(server):
 
 if __name__ == "__main__":
     with Server(*SIM, "--max-model-len", "64", "--enable-tokenizer-info-endpoint",
-                "--disable-uvicorn-access-log") as s:
+                "--disable-uvicorn-access-log", "--enable-auto-tool-choice",
+                "--tool-call-parser", "hermes", "--reasoning-parser", "qwen3") as s:
         code = run(s)
         ok = code == 0 and ask(s, "GET", "/health").status == 200 and wait_idle(s)
     print(f"{1 if ok else 0} passed, {0 if ok else 1} failed, 0 skipped")

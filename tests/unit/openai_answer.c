@@ -290,9 +290,150 @@ static void json_writing(void **state)
     strbuf_fini(&b);
 }
 
+/* The tokens of `text`, one a piece, with where their text ends; the last ends the answer. */
+static void take_pieces(struct answer *a, const char *const *pieces, int n, enum sl_finish finish)
+{
+    size_t end = 0;
+    for (int i = 0; i <= n; i++) {
+        int32_t token = i;
+        const char *text = i < n ? pieces[i] : "";
+        end += strlen(text);
+        struct sl_output out = {.text = text,
+                                .text_bytes = strlen(text),
+                                .tokens = &token,
+                                .n_tokens = 1,
+                                .token_text_end = &end,
+                                .finish = i < n ? SL_RUNNING : finish};
+        assert_true(answer_take(a, 0, &request, &out));
+    }
+}
+
+static const char *const thinking[] = {
+    "<thi",           "nk>",           "a",           "b",
+    "</think>",       "\n\nHi",        " <tool",      "_call>{\"name\": \"f\", \"arg",
+    "uments\": {\"x", "\": \"\\n\"}}", "</tool_call>"};
+enum { N_THINKING = sizeof thinking / sizeof thinking[0] };
+
+static void reads_tools(struct oai_request *r, enum oai_tool_mode mode)
+{
+    r->tool_mode = mode;
+    r->parse = (struct outparse_spec){.tool = OUT_HERMES, .reasoning = OUT_QWEN3};
+    r->include_reasoning = r->parallel_tool_calls = true;
+}
+
+static void tool_stream(void **state)
+{
+    (void)state;
+    struct answer a;
+    struct oai_request r = {.stream = true, .include_usage = true};
+    struct strbuf b;
+    struct strbuf arguments;
+    strbuf_init(&b, 0);
+    strbuf_init(&arguments, 0);
+    reads_tools(&r, OAI_TOOLS_AUTO);
+    begin(&a, &r, OAI_CHAT);
+    env.reasoning_parser = OUT_QWEN3;
+    env.tool_parser = OUT_MISTRAL; /* for its ids */
+    answer_fini(&a);
+    assert_true(answer_init(&a, &env, &r, a.style.pieces, "id", NULL));
+    for (int i = 0; i < N_THINKING; i++) {
+        size_t end = 0;
+        for (int k = 0; k <= i; k++)
+            end += strlen(thinking[k]);
+        int32_t token = i;
+        struct sl_output out = {.text = thinking[i],
+                                .text_bytes = strlen(thinking[i]),
+                                .tokens = &token,
+                                .n_tokens = 1,
+                                .token_text_end = &end,
+                                .finish = i + 1 < N_THINKING ? SL_RUNNING : SL_LENGTH};
+        assert_true(answer_take(&a, 0, &request, &out));
+        answer_event(&a, 0, requests, &b);
+    }
+    answer_end(&a, requests, &b);
+    json_t *list = events(&b);
+    assert_string_equal(text_at(list, "0.choices.0.delta.role"), "assistant");
+    assert_string_equal(text_at(list, "1.choices.0.delta.reasoning"), "a");
+    assert_string_equal(text_at(list, "1.choices.0.delta.content"), "absent");
+    assert_string_equal(text_at(list, "2.choices.0.delta.reasoning"), "b");
+    assert_string_equal(text_at(list, "3.choices.0.delta.content"), "\n\nHi");
+    assert_string_equal(text_at(list, "4.choices.0.delta.content"), " ");
+    assert_string_equal(text_at(list, "4.choices.0.delta.tool_calls.0.function.name"), "f");
+    assert_int_equal(strlen(text_at(list, "4.choices.0.delta.tool_calls.0.id")), 9);
+    assert_string_equal(text_at(list, "4.choices.0.delta.tool_calls.0.type"), "function");
+    assert_string_equal(text_at(list, "5.choices.0.delta.tool_calls.0.id"), "absent");
+    assert_string_equal(text_at(list, "5.choices.0.delta.tool_calls.0.index"), "0");
+    for (size_t i = 4; i < 6; i++) {
+        char path[80];
+        snprintf(path, sizeof path, "%zu.choices.0.delta.tool_calls.0.function.arguments", i);
+        strbuf_adds(&arguments, text_at(list, path));
+    }
+    assert_string_equal(arguments.data, "{\"x\": \"\\n\"}");
+    assert_string_equal(text_at(list, "6.choices.0.finish_reason"), "tool_calls");
+    assert_string_equal(text_at(list, "7.usage.completion_tokens_details.reasoning_tokens"), "2");
+    assert_int_equal(json_array_size(list), 9);
+    json_decref(list);
+    strbuf_fini(&b);
+    strbuf_fini(&arguments);
+    end(&a);
+}
+
+static json_t *body_of(struct answer *a, struct oai_request *r, enum sl_finish finish, int n)
+{
+    struct strbuf b;
+    strbuf_init(&b, 0);
+    begin(a, r, OAI_CHAT);
+    env.reasoning_parser = OUT_QWEN3;
+    answer_fini(a);
+    assert_true(answer_init(a, &env, r, a->style.pieces, "id", NULL));
+    take_pieces(a, thinking, n, finish);
+    answer_body(a, requests, &b);
+    json_t *j = json_loadb(b.data, b.len, 0, NULL);
+    assert_non_null(j);
+    strbuf_fini(&b);
+    end(a);
+    return j;
+}
+
+static void tool_body(void **state)
+{
+    (void)state;
+    static const struct {
+        enum oai_tool_mode mode;
+        enum sl_finish finish;
+        const char *want;
+    } reasons[] = {{OAI_TOOLS_AUTO, SL_LENGTH, "tool_calls"},
+                   {OAI_TOOLS_REQUIRED, SL_STOP, "tool_calls"},
+                   {OAI_TOOLS_REQUIRED, SL_LENGTH, "length"},
+                   {OAI_TOOLS_NAMED, SL_STOP, "stop"}};
+    for (size_t i = 0; i < sizeof reasons / sizeof reasons[0]; i++) {
+        struct answer a;
+        struct oai_request r = {0};
+        reads_tools(&r, reasons[i].mode);
+        json_t *j = body_of(&a, &r, reasons[i].finish, N_THINKING);
+        assert_string_equal(text_at(j, "choices.0.finish_reason"), reasons[i].want);
+        assert_string_equal(text_at(j, "choices.0.message.content"), "\n\nHi ");
+        assert_string_equal(text_at(j, "choices.0.message.reasoning"), "ab");
+        assert_string_equal(text_at(j, "choices.0.message.tool_calls.0.function.name"), "f");
+        assert_string_equal(text_at(j, "choices.0.message.tool_calls.0.function.arguments"),
+                            "{\"x\": \"\\n\"}");
+        assert_string_equal(text_at(j, "usage.completion_tokens_details.reasoning_tokens"), "2");
+        json_decref(j);
+    }
+    struct answer a;
+    struct oai_request r = {0};
+    reads_tools(&r, OAI_TOOLS_AUTO);
+    json_t *j = body_of(&a, &r, SL_LENGTH, 4); /* still thinking */
+    assert_string_equal(text_at(j, "choices.0.message.content"), "null");
+    assert_string_equal(text_at(j, "choices.0.message.tool_calls"), "absent");
+    assert_string_equal(text_at(j, "choices.0.finish_reason"), "length");
+    json_decref(j);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(tool_stream),  cmocka_unit_test(tool_body),
         cmocka_unit_test(chat_stream),  cmocka_unit_test(completion_stream),
         cmocka_unit_test(whole_bodies), cmocka_unit_test(errors_end_the_call),
         cmocka_unit_test(json_writing),

@@ -200,6 +200,23 @@ static const struct refusal refusals[] = {
      "Cannot set both `continue_final_message` and `add_generation_prompt` to True."},
     {M, "{" MSG ",\"chat_template\":\"x\"}", 400, BAD, NULL,
      "Chat template is passed with request, but --trust-request-chat-template is not set."},
+    {M, "{" MSG ",\"tools\":[5]}", 400, "Bad Request", "body.tools.0.function",
+     "Input should be a valid dictionary"},
+    {M, "{" MSG ",\"tools\":[{\"type\":\"retrieval\",\"function\":{\"name\":\"f\"}}]}", 400,
+     "Bad Request", "body.tools.0.type", "Input should be 'function'"},
+    {M, "{" MSG ",\"tools\":[{\"function\":{\"name\":\"\"}}]}", 400, "Bad Request",
+     "body.tools.0.function.name", "1 to 256 bytes"},
+    {M, "{" MSG ",\"tools\":[{\"function\":{\"description\":\"d\"}}]}", 400, "Bad Request",
+     "body.tools.0.function.name",
+     "('body', 'tools', 0, 'function', 'name'), 'msg': 'Field required'"},
+    {M, "{" MSG ",\"tools\":[{\"function\":{\"name\":\"f\",\"parameters\":[]}}]}", 400,
+     "Bad Request", "body.tools.0.function.parameters", "valid dictionary"},
+    {M, "{" MSG ",\"tools\":[{\"function\":{\"name\":\"f\",\"parameters\":{\"properties\":3}}}]}",
+     400, "Bad Request", "body.tools.0.function.parameters", "should be an object"},
+    {M, "{" MSG ",\"tools\":[{\"function\":{\"name\":\"f\",\"strict\":\"very\"}}]}", 400,
+     "Bad Request", "body.tools.0.function.strict", "valid boolean"},
+    {M, "{" MSG ",\"parallel_tool_calls\":\"often\"}", 400, "Bad Request",
+     "body.parallel_tool_calls", "valid boolean"},
     {M, "{" MSG ",\"reasoning_effort\":\"heroic\"}", 400, "Bad Request", "body.reasoning_effort",
      "Input should be"},
     {C, "{\"prompt\":\"a\",\"cache_salt\":\"\"}", 400, BAD, "cache_salt", "non-empty string"},
@@ -305,14 +322,14 @@ static void messages_are_made_plain(void **state)
         &e);
     assert_non_null(vars);
     json_t *want = json_pack(
-        "{s:i,s:i,s:[{s:s,s:s,s:s},{s:s,s:s,s:s,s:[{s:s,s:s,s:{s:s,s:{s:i}}}]},{s:s,s:s,s:s}],"
+        "{s:i,s:i,s:[{s:s,s:s,s:s},{s:s,s:s,s:s,s:s,s:[{s:s,s:s,s:{s:s,s:{s:i}}}]},{s:s,s:s,s:s}],"
         "s:[{s:s,s:{s:s}}],s:n,s:b,s:b,s:s,s:b}",
         "kept", 1, "replaced", 2, "messages", "role", "user", "content", "a\nb", "name", "joe",
-        "role", "assistant", "content", "", "reasoning", "hm", "tool_calls", "id", "1", "type",
-        "function", "function", "name", "f", "arguments", "x", 1, "role", "tool", "content", "7",
-        "tool_call_id", "1", "tools", "type", "function", "function", "name", "f", "documents",
-        "add_generation_prompt", 1, "continue_final_message", 0, "reasoning_effort", "low",
-        "enable_thinking", 1);
+        "role", "assistant", "content", "", "reasoning", "hm", "reasoning_content", "hm",
+        "tool_calls", "id", "1", "type", "function", "function", "name", "f", "arguments", "x", 1,
+        "role", "tool", "content", "7", "tool_call_id", "1", "tools", "type", "function",
+        "function", "name", "f", "documents", "add_generation_prompt", 1, "continue_final_message",
+        0, "reasoning_effort", "low", "enable_thinking", 1);
     assert_non_null(want);
     assert_true(json_equal(vars, want));
     assert_string_equal(r.role, "assistant");

@@ -206,13 +206,45 @@ static void test_stack(void **state)
     pthread_attr_destroy(&attr);
 }
 
+static void content_parts(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *source;
+        bool parts;
+    } cases[] = {
+        {"{% for m in messages %}{{ m.content }}{% endfor %}", false},
+        {"{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}",
+         true},
+        {"{% for m in messages[1:] %}{% if m['content'] is string %}x{% else %}{% for c in "
+         "m['content'] | list %}y{% endfor %}{% endif %}{% endfor %}",
+         true},
+        {"{% set all = messages %}{% for x in all %}{% for c in x.content %}{% endfor %}{% endfor "
+         "%}",
+         true},
+        {"{% macro show(content) %}{% for c in content %}{{ c }}{% endfor %}{% endmacro %}", true},
+        {"{% for m in messages %}{% for c in m.tool_calls %}{{ c }}{% endfor %}{% endfor %}",
+         false},
+        {"{% for m in other %}{% for c in m.content %}{{ c }}{% endfor %}{% endfor %}", false},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct template *t = NULL;
+        assert_int_equal(template_compile(&t, cases[i].source, strlen(cases[i].source), NULL),
+                         SL_OK);
+        if (template_reads_parts(t) != cases[i].parts)
+            print_message("%s\n", cases[i].source);
+        assert_int_equal(template_reads_parts(t), cases[i].parts);
+        template_destroy(&t);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_whitespace), cmocka_unit_test(test_scoping),
-        cmocka_unit_test(test_values),     cmocka_unit_test(test_errors),
-        cmocka_unit_test(test_hostile),    cmocka_unit_test(test_no_memory),
-        cmocka_unit_test(test_stack),
+        cmocka_unit_test(content_parts),  cmocka_unit_test(test_whitespace),
+        cmocka_unit_test(test_scoping),   cmocka_unit_test(test_values),
+        cmocka_unit_test(test_errors),    cmocka_unit_test(test_hostile),
+        cmocka_unit_test(test_no_memory), cmocka_unit_test(test_stack),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
