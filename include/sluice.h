@@ -429,6 +429,9 @@ SL_API SL_MUST_CHECK enum sl_status sl_text_decode(const struct sl_text *t, cons
                                                    size_t *bytes, struct sl_err *err);
 /* The token as the vocabulary writes it ("\u0120tar"), and as the text it stands for; borrowed. */
 SL_API const char *sl_text_token(const struct sl_text *t, int32_t id);
+/* The bytes that the token stands for in the middle of a text; they need not be UTF-8 (a part of a
+ * character). NULL outside the vocabulary; borrowed. */
+SL_API const unsigned char *sl_text_token_bytes(const struct sl_text *t, int32_t id, size_t *n);
 /* Render the chat template. `vars` is a JSON object: messages, tools, add_generation_prompt, ...;
  * every key is a template variable. `now` fixes strftime_now ("2024-07-26T12:00:00"; NULL: clock).
  */
@@ -442,8 +445,8 @@ SL_API SL_MUST_CHECK enum sl_status sl_text_render_with(const struct sl_text *t,
                                                         const char *chat_template, const char *now,
                                                         char **text, size_t *bytes,
                                                         struct sl_err *err);
-/* The template (the request's own, or the model's for requests with or without tools) goes through a
- * message's content as a list of parts, as those of multimodal models do. */
+/* The template (the request's own, or the model's for requests with or without tools) goes through
+ * a message's content as a list of parts, as those of multimodal models do. */
 SL_API bool sl_text_reads_parts(const struct sl_text *t, bool tools, const char *chat_template);
 SL_API void sl_free(void *p);
 

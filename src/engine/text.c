@@ -101,6 +101,13 @@ const char *sl_text_token(const struct sl_text *t, int32_t id)
     return t && t->tokenizer ? tokenizer_token(t->tokenizer, id) : NULL;
 }
 
+const unsigned char *sl_text_token_bytes(const struct sl_text *t, int32_t id, size_t *n)
+{
+    const struct vocab *v = t && t->tokenizer ? tokenizer_vocab(t->tokenizer) : NULL;
+    *n = 0;
+    return v && id >= 0 && id < v->n ? vocab_bytes(v, id, n) : NULL;
+}
+
 enum sl_status sl_text_render_with(const struct sl_text *t, const char *vars,
                                    const char *chat_template, const char *now, char **text,
                                    size_t *bytes, struct sl_err *err)

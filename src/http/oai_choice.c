@@ -84,9 +84,8 @@ static size_t put_token(struct strbuf *b, const struct oai_style *s, int32_t tok
 static void put_bytes(struct strbuf *b, const struct oai_style *s, int32_t token)
 {
     char name[32];
-    const struct piece *p = pieces_get(s->pieces, token);
-    const char *text = p->text;
-    size_t n = p->bytes;
+    size_t n;
+    const char *text = pieces_bytes(s->pieces, token, &n);
     if (s->as_ids) {
         n = (size_t)snprintf(name, sizeof name, "token_id:%d", token);
         text = name;

@@ -72,3 +72,16 @@ const struct piece *pieces_get(struct pieces *p, int32_t token)
     mem_free(made); /* another thread was first */
     return have;
 }
+
+const char *pieces_bytes(struct pieces *p, int32_t token, size_t *n)
+{
+    static const char replaced[] = "\xef\xbf\xbd";
+    const struct piece *piece = pieces_get(p, token);
+    const unsigned char *raw = NULL;
+    if (piece->bytes && memmem(piece->text, piece->bytes, replaced, sizeof replaced - 1))
+        raw = sl_text_token_bytes(p->text, token, n);
+    if (raw)
+        return (const char *)raw;
+    *n = piece->bytes;
+    return piece->text;
+}

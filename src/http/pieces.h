@@ -21,5 +21,7 @@ SL_MUST_CHECK enum sl_status pieces_create(struct pieces **out, const struct sl_
 void pieces_destroy(struct pieces **p);
 /* Never NULL. */
 const struct piece *pieces_get(struct pieces *p, int32_t token);
+/* The same as bytes: those of the token itself where it is no whole text. */
+const char *pieces_bytes(struct pieces *p, int32_t token, size_t *n);
 
 #endif

@@ -304,8 +304,8 @@ bool chat_reads_parts(const struct chat *c, bool tools, const char *override)
 {
     const struct template *t = NULL;
     struct template *own = NULL;
-    enum sl_status st = override ? override_template(c, override, &own, &t, NULL)
-                                 : choose(c, tools, &t, NULL);
+    enum sl_status st =
+        override ? override_template(c, override, &own, &t, NULL) : choose(c, tools, &t, NULL);
     bool parts = !st && template_reads_parts(t);
     template_destroy(&own);
     return parts;

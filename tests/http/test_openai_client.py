@@ -88,6 +88,16 @@ class Client(unittest.TestCase):
             self.assertEqual(t.top_logprobs[0].token, t.token)  # greedy
             self.assertLessEqual(sum(math.exp(v) for v in values), 1.001)
 
+    def test_chat_logprobs_of_parts_of_characters(self):
+        ids = self.complete(prompt="\U0001f642", max_tokens=1, logprobs=1,
+                            extra_body={"return_token_ids": True}).choices[0]
+        ids = ids.model_extra["prompt_token_ids"][1:]
+        self.assertGreater(len(ids), 1)
+        for t in self.chat(max_tokens=3, logprobs=True, extra_body={
+                "allowed_token_ids": ids[:1], "ignore_eos": True}).choices[0].logprobs.content:
+            self.assertIn("\ufffd", t.token)
+            self.assertTrue("\U0001f642".encode().startswith(bytes(t.bytes)), t.bytes)
+
     def test_chat_content_parts_and_history(self):
         parts = [{"role": "user", "content": [{"type": "text", "text": ASK[0]["content"]}]}]
         self.assertEqual(self.chat(messages=parts).choices[0].message.content,
