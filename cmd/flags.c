@@ -386,6 +386,19 @@ static bool set_bool(struct flags *f, const struct flag *flag, bool negated, con
     return true;
 }
 
+/* What is told of a list is a string of its own, since the options borrow each value. */
+static char *list_text(char *before, bool again, const char *value)
+{
+    char *text = again ? xformat("%s, %s", before, value) : xstrdup(value);
+    free(before);
+    return text;
+}
+
+static bool borrows_value(const struct flag *list, const char *value)
+{
+    return list->off != FLAG_NOWHERE && !(list->json_list && value[0] == '[');
+}
+
 static bool set_found(struct flags *f, enum flag_source source, const struct flag *flag,
                       bool negated, const char *text)
 {
@@ -410,7 +423,13 @@ static bool set_found(struct flags *f, enum flag_source source, const struct fla
         ok = store(f, flag, kept) && (flag->state != FLAG_LATER || refuse(f, flag, kept));
     }
     f->source[i] = (unsigned char)source;
-    f->text[i] = again ? xformat("%s, %s", before, kept) : kept; /* options borrow `kept` */
+    if (flag->kind != FLAG_LIST) {
+        f->text[i] = kept; /* and the options may borrow it */
+        return ok;
+    }
+    f->text[i] = list_text(before, again, kept);
+    if (!borrows_value(flag, kept))
+        free(kept);
     return ok;
 }
 

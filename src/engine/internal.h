@@ -28,7 +28,8 @@ struct sl_request {
      * cold in the cache, and a step has microseconds. */
     _Alignas(64) struct mutex lock; /* rank LOCK_EVENTS */
     bool notified;                  /* lock: the consumer was told of what is pending, and has not
-                                       looked since */
+                                       looked since; never set while nothing is, because it is set
+                                       for something and pump() takes all and clears it at once */
     bool to_wake, told;             /* engine thread; told: an event was sent */
     bool finished;                  /* engine thread: every choice, but a step may name it still */
     int n_open;                     /* engine thread: choices not finished */

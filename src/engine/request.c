@@ -281,9 +281,7 @@ enum sl_status sl_request_wait(struct sl_request *r, int timeout_ms)
         bool in_time = true;
         mutex_lock(&r->lock);
         while (in_time && !r->pending.n && r->closed == SL_RUNNING) {
-            /* A notice of what pump() has taken already wakes us for nothing; it must not silence
-             * the next. */
-            r->notified = false;
+            SL_DCHECK(!r->notified); /* so the next event is told */
             if (timeout_ms < 0)
                 cond_wait(&r->ready, &r->lock);
             else

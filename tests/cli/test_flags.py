@@ -29,6 +29,9 @@ class Parsing(unittest.TestCase):
         self.assertIn("'seed': -3", given("--seed", "-3"))
         self.assertIn("'max_model_len': auto", given("--max-model-len", "auto"))
         self.assertIn("'served_model_name': 'a, b'", given("--served-model-name", "a", "b"))
+        self.assertIn("'served_model_name': 'a, b, c, d'",
+                      given("--served-model-name", "a", "b", "--served-model-name=c",
+                            "--served-model-name", "d"))
         self.assertEqual(given(), "{}")
 
     def test_suffixes_reach_the_value(self):
