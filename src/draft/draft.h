@@ -44,6 +44,11 @@ SL_MUST_CHECK enum sl_status draft_config_parse(struct draft_config *out, const 
 SL_MUST_CHECK enum sl_status ngram_create(struct proposer **out, const struct draft_config *cfg,
                                           int vocab_size, struct sl_err *err);
 
+/* What followed the latest tokens in answers given before (suffix_requests of them at most, and a
+ * bounded number of tokens), or earlier in the sequence itself. */
+SL_MUST_CHECK enum sl_status suffix_create(struct proposer **out, const struct draft_config *cfg,
+                                           int vocab_size, struct sl_err *err);
+
 /* A smaller model that continues the sequence by itself, in its own cache under the target's block
  * numbers: position p of a sequence lies in the same block and place there. It computes what it
  * lacks when it is asked (a prompt, at first), and remembers which full blocks it has, so that what

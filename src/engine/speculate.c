@@ -115,12 +115,12 @@ static enum sl_status create(struct sl_engine *e, struct sl_err *err)
     switch (e->draft.method) {
     case DRAFT_NGRAM:
         return ngram_create(&e->proposer, &e->draft, e->info.vocab_size, err);
+    case DRAFT_SUFFIX:
+        return suffix_create(&e->proposer, &e->draft, e->info.vocab_size, err);
     case DRAFT_MODEL:
-        return open_model(e, err);
-    default:
-        return SL_FAIL_PARAM(err, SL_ENOSUPPORT, FLAG,
-                             "speculative_config: this method is not there yet");
+        break;
     }
+    return open_model(e, err);
 }
 
 enum sl_status speculate_open(struct sl_engine *e, struct sl_err *err)

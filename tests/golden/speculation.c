@@ -39,6 +39,7 @@ static const struct method {
 } methods[] = {
     {"ngram", "{\"method\": \"ngram\", \"num_speculative_tokens\": 4, \"prompt_lookup_min\": 1, "
               "\"prompt_lookup_max\": 4%s}"},
+    {"suffix", "{\"method\": \"suffix\", \"num_speculative_tokens\": 6%s}"},
     {"draft model", "{\"model\": \"models/pebble-draft\", \"num_speculative_tokens\": 4%s}"},
 };
 enum { N_METHODS = sizeof methods / sizeof *methods };
@@ -331,6 +332,53 @@ static void standard(void **state)
     }
 }
 
+/* A draft that is the model itself is always right: its cache holds what it should after prefix
+ * hits, preemptions, forks and refuted guesses (there are none), to the last bit. */
+static struct sl_sampling_params endless_params(int i)
+{
+    struct sl_sampling_params p = mixed_params(i);
+    p.ignore_eos = true;
+    p.n_stop = p.min_tokens = p.n_bad_words = 0;
+    p.n = p.temperature > 0 && i % 5 == 4 ? 3 : 1; /* choices that fork */
+    return p;
+}
+
+static void its_own_draft(void **state)
+{
+    static const char json[] =
+        "{\"model\": \"models/pebble\", \"num_speculative_tokens\": 3, \"adaptive\": false}";
+    (void)state;
+    choose(1, 150);
+    for (int tight = 0; tight < 2; tight++) {
+        struct sl_config cfg = config(SL_DEVICE_CPU, SL_DTYPE_BF16);
+        cfg.speculative_config = json;
+        cfg.num_blocks_override = tight ? 24 : 0;
+        cfg.max_model_len = tight ? 250 : 0;
+        cfg.max_num_batched_tokens = tight ? 40 : 0;
+        cfg.max_num_seqs = tight ? 24 : 0;
+        struct sl_engine *e = start(&cfg);
+        for (int again = 0; again < 2; again++) {
+            struct sl_request *r[N];
+            for (int i = 0; i < N; i++)
+                r[i] = chosen[i] ? submit(e, i, endless_params) : NULL;
+            for (int i = 0; i < N; i++) {
+                while (r[i] && sl_request_wait(r[i], 240000) == SL_OK && sl_request_next(r[i]))
+                    ;
+                sl_request_release(&r[i]);
+            }
+        }
+        struct sl_draft_stats s = stats_of(e);
+        print_message("its own draft: %llu of %llu guesses kept, %llu preemptions\n",
+                      (unsigned long long)s.n_accepted, (unsigned long long)s.n_draft_tokens,
+                      (unsigned long long)metrics_counter(engine_metrics(e), M_PREEMPTIONS));
+        assert_true(s.n_draft_tokens > 500);
+        assert_int_equal(s.n_accepted, s.n_draft_tokens);
+        assert_true(!tight || metrics_counter(engine_metrics(e), M_PREEMPTIONS) > 0);
+        assert_true(tight || metrics_counter(engine_metrics(e), M_PREFIX_HITS) > 0);
+        sl_engine_destroy(&e);
+    }
+}
+
 static void refuse(const char *json, const char *method, const char *why)
 {
     struct sl_config cfg = config(SL_DEVICE_CPU, SL_DTYPE_BF16);
@@ -387,9 +435,9 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(greedy),    cmocka_unit_test(sampled), cmocka_unit_test(on_ref),
-        cmocka_unit_test(preempted), cmocka_unit_test(choices), cmocka_unit_test(standard),
-        cmocka_unit_test(refusals),
+        cmocka_unit_test(greedy),        cmocka_unit_test(sampled),  cmocka_unit_test(on_ref),
+        cmocka_unit_test(preempted),     cmocka_unit_test(choices),  cmocka_unit_test(standard),
+        cmocka_unit_test(its_own_draft), cmocka_unit_test(refusals),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
