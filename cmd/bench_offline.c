@@ -12,6 +12,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -48,7 +49,7 @@ static void set_params(struct offline_job *job, const struct options *o, int out
 {
     sl_sampling_params_init(&job->params);
     job->params.n = o->sampling.n;
-    job->params.temperature = 1;
+    job->params.temperature = isnan(o->sampling.temperature) ? 1 : o->sampling.temperature;
     job->params.top_p = 1;
     job->params.ignore_eos = true;
     job->params.max_tokens = output_len;
@@ -108,8 +109,38 @@ static void print_request_times(const struct offline_job *jobs, int n)
     samples_free(&e2e);
 }
 
-static int report_throughput(const struct options *o, const struct offline_stats *s,
-                             const struct offline_job *jobs, int n, bool timed)
+/* What speculation came to, warm-up included; names are those of vLLM's bench serve. */
+static void report_drafts(const struct sl_engine *engine, json_t *result)
+{
+    struct sl_draft_stats d;
+    sl_engine_draft_stats(engine, &d);
+    if (d.n_places == 0)
+        return;
+    double drafts = d.n_drafts ? (double)d.n_drafts : 1;
+    double tokens = d.n_draft_tokens ? (double)d.n_draft_tokens : 1;
+    json_t *places = json_array();
+    for (int i = 0; i < d.n_places; i++)
+        json_array_append_new(places, json_real((double)d.n_accepted_at[i] / drafts));
+    printf("Speculation: %llu of %llu draft tokens accepted (%.1f%%), mean acceptance length "
+           "%.2f in %llu drafts\n",
+           (unsigned long long)d.n_accepted, (unsigned long long)d.n_draft_tokens,
+           100.0 * (double)d.n_accepted / tokens, 1 + (double)d.n_accepted / drafts,
+           (unsigned long long)d.n_drafts);
+    json_object_set_new(result, "spec_decode_acceptance_rate",
+                        json_real(100.0 * (double)d.n_accepted / tokens));
+    json_object_set_new(result, "spec_decode_acceptance_length",
+                        json_real(1 + (double)d.n_accepted / drafts));
+    json_object_set_new(result, "spec_decode_num_drafts", json_integer((json_int_t)d.n_drafts));
+    json_object_set_new(result, "spec_decode_draft_tokens",
+                        json_integer((json_int_t)d.n_draft_tokens));
+    json_object_set_new(result, "spec_decode_accepted_tokens",
+                        json_integer((json_int_t)d.n_accepted));
+    json_object_set_new(result, "spec_decode_per_position_acceptance_rates", places);
+}
+
+static int report_throughput(const struct options *o, const struct sl_engine *engine,
+                             const struct offline_stats *s, const struct offline_job *jobs, int n,
+                             bool timed)
 {
     double t = s->elapsed_s;
     long long total = s->prompt_tokens + s->output_tokens;
@@ -120,10 +151,12 @@ static int report_throughput(const struct options *o, const struct offline_stats
     printf("Total num output tokens:  %lld\n", s->output_tokens);
     if (timed)
         print_request_times(jobs, n);
-    return write_json(o,
-                      json_pack("{s:f, s:i, s:I, s:f, s:f}", "elapsed_time", t, "num_requests",
-                                done, "total_num_tokens", (json_int_t)total, "requests_per_second",
-                                done / t, "tokens_per_second", (double)total / t));
+    json_t *result = json_pack("{s:f, s:i, s:I, s:f, s:f, s:f}", "elapsed_time", t, "num_requests",
+                               done, "total_num_tokens", (json_int_t)total, "requests_per_second",
+                               done / t, "tokens_per_second", (double)total / t,
+                               "output_tokens_per_second", (double)s->output_tokens / t);
+    report_drafts(engine, result);
+    return write_json(o, result);
 }
 
 static int run_throughput(const struct options *o, struct sl_engine *engine)
@@ -153,7 +186,7 @@ static int run_throughput(const struct options *o, struct sl_engine *engine)
     struct offline_job *jobs = make_jobs(&w, o, w.n);
     ok = ok && run_jobs(engine, jobs, w.n, &opts, &stats);
     progress_end(&bar);
-    int code = ok ? report_throughput(o, &stats, jobs, w.n, w.has_arrivals)
+    int code = ok ? report_throughput(o, engine, &stats, jobs, w.n, w.has_arrivals)
                   : fail_with(interrupted ? EXIT_INTERRUPTED : EXIT_FAILED, "no result");
     free(jobs);
     workload_free(&w);
@@ -197,15 +230,18 @@ static json_t *list_json(const struct samples *s)
     return out;
 }
 
-static int report_latency(const struct options *o, struct samples *s)
+static int report_latency(const struct options *o, const struct sl_engine *engine,
+                          struct samples *s)
 {
     json_t *in_order = list_json(s); /* percentiles sort */
     printf("Avg latency: %.6f seconds\n", samples_mean(s));
     for (int i = 0; i < N_PERCENTILES; i++)
         printf("%d%% percentile latency: %.6f seconds\n", percentiles[i],
                samples_percentile(s, percentiles[i]));
-    return write_json(o, json_pack("{s:f, s:o, s:o}", "avg_latency", samples_mean(s), "latencies",
-                                   in_order, "percentiles", percentiles_json(s)));
+    json_t *result = json_pack("{s:f, s:o, s:o}", "avg_latency", samples_mean(s), "latencies",
+                               in_order, "percentiles", percentiles_json(s));
+    report_drafts(engine, result);
+    return write_json(o, result);
 }
 
 /* One batch, all of it at once; prompts differ from each other but not between iterations. */
@@ -244,7 +280,7 @@ static int run_latency(struct options *o, struct sl_engine *engine)
         if (ok && i >= warmups)
             samples_add(&s, seconds);
     }
-    int code = ok && s.n ? report_latency(o, &s)
+    int code = ok && s.n ? report_latency(o, engine, &s)
                          : fail_with(interrupted ? EXIT_INTERRUPTED : EXIT_FAILED, "no result");
     samples_free(&s);
     workload_free(&w);

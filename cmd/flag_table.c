@@ -471,7 +471,7 @@ const struct flag flag_table[] = {
      .help = "Most tokens to make."},
     {.name = "temperature",
      .kind = FLAG_FLOAT,
-     .commands = SAMPLE | CMD_BENCH_SERVE,
+     .commands = SAMPLE | CMD_BENCH_SERVE | CMD_BENCH_THROUGHPUT | CMD_BENCH_LATENCY,
      .group = "Sampling",
      AT(sampling.temperature),
      .shown = "the model's",
