@@ -218,7 +218,7 @@ enum sl_status sampler_run(struct sampler *s, const struct batch *b, const float
     for (int i = 0; i < b->n_samples; i++) {
         const struct sample_row *sr = &b->sample[i];
         const struct sl_sampling_params *p = &sr->seq->req->params.p;
-        const float *row;
+        const float *row = NULL;
         float max = 0;
         if (sr->seq->req->params.beam_width) {
             enum sl_status st = beam_row(s, sr, logits + (size_t)sr->logit * (size_t)s->n,

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import ssl
 import threading
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -118,15 +119,20 @@ class Server(ThreadingHTTPServer):
 
 
 class Hub:
-    def __init__(self):
+    def __init__(self, certificate=None):
+        """`certificate`: files of one and of its key; the hub speaks TLS, the storage does not."""
         self.repos, self.requests, self.faults, self.puts = {}, [], {}, []
         self.lock = threading.Lock()
         self.hub = Server(("127.0.0.1", 0), Handler)
         self.storage = Server(("127.0.0.1", 0), Handler)
         for server in (self.hub, self.storage):
             server.owner = self
+            if certificate and server is self.hub:
+                tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                tls.load_cert_chain(*certificate)
+                server.socket = tls.wrap_socket(server.socket, server_side=True)
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        self.endpoint = f"http://127.0.0.1:{self.hub.server_port}"
+        self.endpoint = f"http{'s' if certificate else ''}://127.0.0.1:{self.hub.server_port}"
         self.storage_url = f"http://127.0.0.1:{self.storage.server_port}"
 
     def close(self):

@@ -44,7 +44,8 @@ class HubTest(unittest.TestCase):
     def env(self, **more):
         env = {k: v for k, v in os.environ.items()
                if not k.startswith(("HF_", "HUGGING", "VLLM_", "SLUICE_", "XDG_"))
-               and not k.lower().endswith("_proxy")}
+               and not k.lower().endswith("_proxy") and not k.startswith("SSL_CERT")
+               and not k.endswith("_CA_BUNDLE")}
         env.update(HOME=self.home, HF_HOME=self.home, HF_ENDPOINT=self.hub.endpoint)
         env.update(more)
         return {k: v for k, v in env.items() if v is not None}
@@ -514,6 +515,27 @@ class Secrets(HubTest):
         here = "/org/m/resolve/" + self.repo.refs["main"] + "/model.safetensors"
         self.hub.fault("model.safetensors", 99, location=here)
         self.fails(word="more than 10 redirects", env=env)
+
+    def test_https_stays_https(self):
+        files = [os.path.join(self.home, n) for n in ("cert.pem", "key.pem")]
+        try:
+            subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-out",
+                            files[0], "-keyout", files[1], "-days", "2", "-subj", "/CN=hub",
+                            "-addext", "subjectAltName=IP:127.0.0.1"], check=True,
+                           capture_output=True)
+        except OSError:
+            self.skipTest("no openssl")
+        hub = Hub(files)
+        self.addCleanup(hub.close)
+        hub.repos["org/m"] = self.repo
+        env = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN}
+        self.fails(word="127.0.0.1: SSL peer certificate", env=env)
+        env["SSL_CERT_FILE"] = files[0]
+        self.fails(word="redirects to where this program does not follow", env=env)
+        self.assertEqual(hub.asked(where="storage"), [])
+        self.repo.commit({**SMALL, "pytorch_model.bin.index.json": json.dumps(
+            {"weight_map": {"a": "part"}}).encode(), "part": b"small enough to stay at the hub"})
+        self.pull(env=env)
 
     def test_endpoints(self):
         for bad in ("ftp://127.0.0.1", "127.0.0.1", "http://u:p@127.0.0.1", "file:///x", "http://"):
