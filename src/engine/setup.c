@@ -143,7 +143,7 @@ static enum sl_status open_device(struct sl_engine *e, struct sl_err *err)
     if (st)
         return st;
     runner_set_sampler(e->runner, sample_rows, e->sampler);
-    e->device_draws = runner_set_draw(e->runner, &draw_hooks);
+    e->device_draws = runner_set_draw(e->runner, &draw_hooks, e->cfg.enforce_eager);
     return SL_OK;
 }
 

@@ -86,7 +86,7 @@ SL_MUST_CHECK enum sl_status runner_take_kv(struct runner *r, int n_blocks,
 void runner_set_sampler(struct runner *r, sample_fn fn, void *ctx);
 /* Lets a device that can draw do so, before memory is taken; ctx is the sampler's. false: it
  * cannot, and the runner's depth stays 1. */
-bool runner_set_draw(struct runner *r, const struct draw_hooks *hooks);
+bool runner_set_draw(struct runner *r, const struct draw_hooks *hooks, bool eager);
 struct backend *runner_backend(struct runner *r); /* destroy through backend->ops->destroy */
 /* Bytes of activations and logits that `limits` needs: planned, not measured. */
 size_t runner_activation_bytes(const struct runner *r, const struct batch_limits *limits);

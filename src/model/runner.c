@@ -283,13 +283,15 @@ static enum sl_status submit_drawn(struct runner *r, const struct batch *b, stru
     enum sl_status st = r->ops->begin(r->device, b, err);
     if (st)
         return st;
-    forward_run(&r->forward, b->n_tokens);
-    st = pool_rows(r, b, err);
-    int sample = 0, plogprob = 0;
+    int sample = 0, plogprob = 0, rows = r->ops->rows(r->device);
+    int n_logits = rows > b->n_tokens ? rows : rows ? b->n_logits : 0;
     f->host->n_samples = f->host->n_plogprobs = 0;
     f->host->lp_start[0] = f->host->plp_start[0] = 0;
-    for (int first = 0; st == SL_OK && first < b->n_logits; first += r->logits_rows) {
-        int n = b->n_logits - first < r->logits_rows ? b->n_logits - first : r->logits_rows;
+    if (rows)
+        forward_run(&r->forward, rows);
+    st = pool_rows(r, b, err);
+    for (int first = 0; st == SL_OK && first < n_logits; first += r->logits_rows) {
+        int n = n_logits - first < r->logits_rows ? n_logits - first : r->logits_rows;
         launch_logits(r, first, n);
         if (f->rows.n_rows > f->rows.n_host)
             r->ops->draw(r->device, r->logits, first, n);
@@ -586,10 +588,11 @@ void runner_set_sampler(struct runner *r, sample_fn fn, void *ctx)
     r->sample_ctx = ctx;
 }
 
-bool runner_set_draw(struct runner *r, const struct draw_hooks *hooks)
+bool runner_set_draw(struct runner *r, const struct draw_hooks *hooks, bool eager)
 {
     if (!r->ops->draw || r->ops->depth > DEPTH_MAX)
         return false;
+    r->ops->set_eager(r->device, eager);
     r->draw = hooks;
     r->base.depth = r->ops->depth;
     return true;

@@ -67,8 +67,8 @@ static void same(const void *a, const void *b, size_t bytes, const char *what, i
 }
 
 static const int sizes[][2] = {{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336},
-                               {1536, 512},  {1000, 520},  {896, 896},    {128256, 2048}};
-static const int ms[] = {1, 2, 3, 8, 9, 16};
+                               {1536, 512},  {1000, 528},  {896, 896},    {128256, 2048}};
+static const int ms[] = {1, 2, 3, 8, 9, 16, 17, 32};
 
 static void bits(void **state)
 {
@@ -86,7 +86,7 @@ static void bits(void **state)
                 .w = w.data, .rows = rows, .cols = cols, .x = x, .m = ms[i], .y = got};
             cudaMemset(got, 0xff, n * 2);
             cudaDeviceSynchronize();
-            launch_narrow(dev->stream, &a, dev->n_sms);
+            assert_true(launch_narrow(dev->stream, &a, dev->n_sms));
             same(got, want, (size_t)ms[i] * (size_t)rows * 2, "a product", ms[i]);
         }
         print_message("%d x %d: the bits of cuBLASLt\n", rows, cols);
@@ -205,7 +205,7 @@ static void speed(void **state)
         void *x = take((size_t)WIDE * (size_t)sizes[s][1] * 2, 2);
         void *y = take((size_t)WIDE * (size_t)sizes[s][0] * 2, 3);
         double floor_us = (double)bytes / bandwidth * 1e6;
-        for (int m = 1; m <= 16; m *= m < 2 ? 2 : 4) {
+        for (int m = 1; m <= 32; m *= m == 1 || m > 4 ? 2 : 4) {
             double own = time_of(w, N_W, x, y, m, true), lt = time_of(w, N_W, x, y, m, false);
             print_message("%-8s m %2d: own %6.1f us, %3.0f %% of the copy rate; cuBLASLt %6.1f "
                           "us, %3.0f %%\n",

@@ -1,6 +1,7 @@
 /* pebble on the CUDA device in bfloat16: transformers' tokens up to a near tie, and the row
  * contract bit by bit: a position's logits do not depend on chunking, decoding or neighbours.
  * SPDX-License-Identifier: Apache-2.0 */
+#include "backend/cuda/cuda.h"
 #include "support/golden.h"
 
 #include "base/mem.h"
@@ -40,10 +41,12 @@ static void prompts(void **state)
 /* ---- the row contract -------------------------------------------------------------------------
  */
 
-enum { LENGTH = 700, KEPT = 8 };
+enum { LENGTH_MAX = 700, KEPT = 8 };
+
+static int length = LENGTH_MAX;
 
 struct kept {
-    float *logits[2]; /* [LENGTH, vocab]: what is wanted, what came */
+    float *logits[2]; /* [length, vocab]: what is wanted, what came */
     int which, item;
     int n_seen;
 };
@@ -51,7 +54,7 @@ struct kept {
 static void keep(void *ctx, int item, int pos, const float *logits, int vocab)
 {
     struct kept *k = ctx;
-    if (item != k->item || pos >= LENGTH)
+    if (item != k->item || pos >= length)
         return;
     memcpy(k->logits[k->which] + (size_t)pos * (size_t)vocab, logits,
            (size_t)vocab * sizeof(float));
@@ -63,12 +66,12 @@ static void run(struct drive *d, struct kept *k, const int32_t *tokens, int chun
 {
     struct drive_seq seq, other[KEPT];
     struct drive_item item[KEPT + 1];
-    drive_seq_init(d, &seq, tokens, LENGTH, LENGTH);
+    drive_seq_init(d, &seq, tokens, length, length);
     for (int i = 0; i < n_others; i++)
         drive_seq_init(d, &other[i], tokens + i + 1, 300 + 10 * i, 300 + 10 * i);
-    for (int at = 0; at < LENGTH;) {
+    for (int at = 0; at < length;) {
         int want = at >= decode_from ? 1 : chunk, n_items = 0;
-        int n = LENGTH - at < want ? LENGTH - at : want;
+        int n = length - at < want ? length - at : want;
         for (int i = 0; i < n_others; i++) /* neighbours before it, in lengths of their own */
             if (other[i].n_computed < other[i].n)
                 item[n_items++] = (struct drive_item){
@@ -88,25 +91,25 @@ static void invariance(void **state)
     (void)state;
     static const struct {
         int chunk, decode_from, n_others;
-    } way[] = {{16, LENGTH, 0}, {1, 0, 0}, {333, 600, 0}, {64, 128, KEPT}, {7, LENGTH, 3}};
+    } way[] = {{16, LENGTH_MAX, 0}, {1, 0, 0}, {333, 600, 0}, {64, 128, KEPT}, {7, LENGTH_MAX, 3}};
     struct drive *d = drive_create(&config);
     size_t vocab = (size_t)drive_vocab(d);
-    struct kept k = {.logits = {mem_alloc(LENGTH * vocab, sizeof(float)),
-                                mem_alloc(LENGTH * vocab, sizeof(float))}};
-    int32_t tokens[LENGTH + 16];
+    struct kept k = {.logits = {mem_alloc(LENGTH_MAX * vocab, sizeof(float)),
+                                mem_alloc(LENGTH_MAX * vocab, sizeof(float))}};
+    int32_t tokens[LENGTH_MAX + 16];
     uint32_t x = 1;
-    for (int i = 0; i < LENGTH + 16; i++) {
+    for (int i = 0; i < LENGTH_MAX + 16; i++) {
         x = x * 1664525 + 1013904223;
         tokens[i] = (int32_t)(x >> 8) % 8000 + 100;
     }
-    run(d, &k, tokens, LENGTH, LENGTH, 0);
-    assert_int_equal(k.n_seen, LENGTH);
+    run(d, &k, tokens, length, length, 0);
+    assert_int_equal(k.n_seen, length);
     k.which = 1;
     for (size_t w = 0; w < sizeof way / sizeof *way; w++) {
         k.n_seen = 0;
         run(d, &k, tokens, way[w].chunk, way[w].decode_from, way[w].n_others);
-        assert_int_equal(k.n_seen, LENGTH);
-        for (size_t p = 0; p < LENGTH; p++)
+        assert_int_equal(k.n_seen, length);
+        for (size_t p = 0; p < (size_t)length; p++)
             if (memcmp(k.logits[0] + p * vocab, k.logits[1] + p * vocab, vocab * sizeof(float)))
                 fail_msg("chunk %d, decode from %d, %d others: position %zu differs", way[w].chunk,
                          way[w].decode_from, way[w].n_others, p);
@@ -118,8 +121,15 @@ static void invariance(void **state)
     drive_destroy(&d);
 }
 
-int main(void)
+/* Any argument: plain launches and short inputs, for compute-sanitizer. */
+int main(int argc, char **argv)
 {
+    (void)argv;
     const struct CMUnitTest tests[] = {cmocka_unit_test(invariance), cmocka_unit_test(prompts)};
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    const struct CMUnitTest watched[] = {cmocka_unit_test(invariance)};
+    if (argc == 1)
+        return cmocka_run_group_tests(tests, NULL, NULL);
+    cuda_plain_launches = true;
+    length = 40;
+    return cmocka_run_group_tests(watched, NULL, NULL);
 }

@@ -561,14 +561,15 @@ __global__ void __launch_bounds__(DECODE_WARPS * 32)
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int group = shape.n_heads / shape.n_kv_heads, first_row = blockIdx.z * 16;
     const int first_head = blockIdx.y * group + first_row, n_rows = min(16, group - first_row);
-    decoder<HD> load = {m, qkv, (const bf16 *)kv.k, (const bf16 *)kv.v, a, shape, plan.split};
-    load.n_split = *plan.n_split;
+    const int32_t *split = plan.split + plan.n_split[1];
+    decoder<HD> load = {m, qkv, (const bf16 *)kv.k, (const bf16 *)kv.v, a, shape, split};
+    load.n_split = plan.n_split[0];
     load.kv_head = blockIdx.y;
     load.first_row = first_row;
     load.start();
     for (int i = 0; load.pair_of(i) < load.n_split; i++) {
-        const int pair = load.pair_of(i), chunk = plan.split[2 * pair + 1];
-        const int pos = a.kv_len[plan.split[2 * pair]] - 1;
+        const int pair = load.pair_of(i), chunk = split[2 * pair + 1];
+        const int pos = a.kv_len[split[2 * pair]] - 1;
         decode_triple<HD> t;
         unsigned q[HD / 16][4];
 #pragma unroll

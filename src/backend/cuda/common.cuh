@@ -28,17 +28,29 @@ __device__ __forceinline__ bf16 to_bf(float x)
 
 /* Sum over a block of `THREADS`, the same tree for every row. `scratch` holds THREADS / 32 floats.
  */
-template <int THREADS> __device__ __forceinline__ float block_sum(float v, float *scratch)
+__device__ __forceinline__ void sync_block()
+{
+    __syncthreads();
+}
+
+/* The first 256 threads of a larger block. */
+__device__ __forceinline__ void sync_256()
+{
+    asm volatile("bar.sync 1, 256;" ::: "memory");
+}
+
+template <int THREADS, void SYNC() = sync_block>
+__device__ __forceinline__ float block_sum(float v, float *scratch)
 {
     for (int o = 16; o; o >>= 1)
         v += __shfl_xor_sync(0xffffffffu, v, o);
     if (THREADS == 32)
         return v;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    __syncthreads(); /* scratch may still be read from an earlier sum */
+    SYNC(); /* scratch may still be read from an earlier sum */
     if (lane == 0)
         scratch[warp] = v;
-    __syncthreads();
+    SYNC();
     v = 0;
     for (int w = 0; w < THREADS / 32; w++)
         v += scratch[w];
@@ -55,7 +67,7 @@ __device__ __forceinline__ float normed(float v, float mean, float factor, const
 }
 
 /* Mean (0 for rms) and 1 / sqrt(variance + eps) of a row of n values, get(i) giving each. */
-template <class F>
+template <void SYNC() = sync_block, class F>
 __device__ __forceinline__ void moments(F get, int n, const norm_args &k, float *mean,
                                         float *factor)
 {
@@ -65,14 +77,14 @@ __device__ __forceinline__ void moments(F get, int n, const norm_args &k, float 
     if (!k.rms) {
         for (int i = threadIdx.x; i < n; i += 256)
             sum += get(i);
-        *mean = block_sum<256>(sum, scratch) / n;
+        *mean = block_sum<256, SYNC>(sum, scratch) / n;
     }
     sum = 0;
     for (int i = threadIdx.x; i < n; i += 256) {
         float d = get(i) - *mean;
         sum += d * d;
     }
-    *factor = rsqrtf(block_sum<256>(sum, scratch) / n + k.eps);
+    *factor = rsqrtf(block_sum<256, SYNC>(sum, scratch) / n + k.eps);
 }
 
 /* Numbered as enum act_kind. */
@@ -129,7 +141,7 @@ static void launch_after(cudaStream_t s, void (*kernel)(P...), dim3 grid, dim3 b
     c.dynamicSmemBytes = (size_t)shared;
     c.stream = s;
     c.attrs = &overlap;
-    c.numAttrs = 1;
+    c.numAttrs = cuda_plain_launches ? 0 : 1;
     cudaLaunchKernelEx(&c, kernel, P(args)...);
 }
 
@@ -151,12 +163,16 @@ template <int N> __device__ __forceinline__ void cp_async_wait()
     asm volatile("cp.async.wait_group %0;" ::"n"(N));
 }
 
-__device__ __forceinline__ void ldmatrix4(unsigned (&r)[4], const void *shared)
+__device__ __forceinline__ void ldmatrix4_at(unsigned (&r)[4], unsigned p)
 {
-    unsigned p = (unsigned)__cvta_generic_to_shared(shared);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(p));
+}
+
+__device__ __forceinline__ void ldmatrix4(unsigned (&r)[4], const void *shared)
+{
+    ldmatrix4_at(r, (unsigned)__cvta_generic_to_shared(shared));
 }
 
 __device__ __forceinline__ void ldmatrix4_trans(unsigned (&r)[4], const void *shared)

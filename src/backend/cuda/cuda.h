@@ -27,6 +27,10 @@ extern "C" {
 
 typedef struct CUstream_st *cuda_stream;
 
+/* No kernel starts before the one before it has ended: --enforce-eager, and tools that watch
+ * kernels one by one. Set before the first launch. */
+extern bool cuda_plain_launches;
+
 /* KV chunks on this device: absolute multiples of it, in decode and prefill alike. */
 enum { CUDA_ATTN_CHUNK = 128 };
 
@@ -102,7 +106,7 @@ void launch_qkv_rope_cache(cuda_stream s, void *qkv, const struct kv_cache *kv,
 /* Work for one step, made on the host: rows of q tiles and (sequence, chunk) pairs. */
 struct attn_plan {
     /* decode: a block of threads goes over (sequence, chunk) pairs, n_blocks apart */
-    const int32_t *n_split;    /* on the device: how many */
+    const int32_t *n_split;    /* on the device: how many, and where in `split` they begin */
     const int32_t *split;      /* [n_split][2]: sequence; chunk, absolute */
     const int32_t *split_part; /* [n_seqs + 1]: where a sequence's partial results begin */
     int n_blocks;              /* of threads for each KV head, 0: no decoding sequence */
@@ -123,12 +127,15 @@ void launch_attention(cuda_stream s, void *out, const void *qkv, const struct kv
                       const struct attn_plan *plan);
 
 /* ---- narrow.cu ------------------------------------------------------------------------------- */
-enum { NARROW_MAX = 16, NARROW_NORM_MAX = 2 }; /* rows of x; rows that it norms itself */
+enum {
+    NARROW_MAX = 64,
+    NARROW_GATED_MAX = 32,
+    NARROW_NORM_MAX = 2
+}; /* rows of x; rows that it norms itself */
 struct narrow_args {
-    const void *w; /* [rows, cols] bf16, cols % 8 == 0 */
+    const void *w; /* [rows, cols] bf16, cols % 16 == 0 */
     int rows, cols;
-    const void *x; /* [m, cols] bf16; rows row_of[0 .. m) of it if given */
-    const int32_t *row_of;
+    const void *x; /* [m, cols] bf16 */
     int m;
     const float *h; /* not NULL: x is the norm of it, and goes to x_out too */
     void *x_out;
@@ -142,9 +149,10 @@ struct narrow_args {
     float *residual;
     float add_scale;
     int act;
-    int groups_per_block; /* launch_narrow's own */
+    int groups_per_block, stages; /* launch_narrow's own */
 };
-void launch_narrow(cuda_stream s, const struct narrow_args *a, int n_sms);
+/* false: the tensor maps were refused. */
+bool launch_narrow(cuda_stream s, const struct narrow_args *a, int n_sms);
 
 /* ---- sample.cu ------------------------------------------------------------------------------ */
 struct draw_args {
@@ -158,8 +166,10 @@ struct draw_args {
     const int32_t *seen, *block_start, *block; /* the tokens of a sequence */
     int block_size;
     int32_t *table;
-    struct draw_result *result; /* host memory, [rows] */
-    struct draw_top *top;       /* host memory, [rows][DRAW_TOP_MAX] */
+    const int32_t *slot; /* which of the slots of results, of slot_rows rows each */
+    int slot_rows;
+    struct draw_result *result; /* host memory, [slots][rows] */
+    struct draw_top *top;       /* host memory, [slots][rows][DRAW_TOP_MAX] */
 };
 void launch_draw(cuda_stream s, const struct draw_args *a, int n_rows);
 

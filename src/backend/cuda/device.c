@@ -312,27 +312,22 @@ static void cuda_attention(struct device *d, void *out, const void *qkv, const s
     cuda_note(d, "attention");
 }
 
+/* Whether rows [first, first + n) of logits are those rows of the step, as in pure decode. */
+static bool rows_are_themselves(const struct device *d, int first, int n)
+{
+    if (d->padded)
+        return true;
+    for (int i = 0; i < n; i++)
+        if (d->batch->logit_row[first + i] != i)
+            return false;
+    return true;
+}
+
 static void cuda_logits(struct device *d, float *logits, const struct weight *w, const void *x,
                         int first, int n, float scale, float softcap)
 {
     size_t bytes = (size_t)n * (size_t)w->cols * 2;
     fuse_flush(d);
-    if (n <= NARROW_MAX && narrow_takes(w)) {
-        struct narrow_args a = {.w = w->data,
-                                .rows = w->rows,
-                                .cols = w->cols,
-                                .x = x,
-                                .row_of = d->arrays[0].logit_row + first,
-                                .m = n,
-                                .bias = w->bias,
-                                .y = logits,
-                                .out_f32 = true,
-                                .scale = scale,
-                                .softcap = softcap};
-        launch_narrow(d->stream, &a, d->n_sms);
-        cuda_note(d, "logits");
-        return;
-    }
     if (bytes > d->gathered_bytes) { /* grows during warm-up only */
         cudaFree(d->gathered);
         d->gathered_bytes = cudaMalloc(&d->gathered, bytes) == cudaSuccess ? bytes : 0;
@@ -340,9 +335,26 @@ static void cuda_logits(struct device *d, float *logits, const struct weight *w,
         if (!d->gathered_bytes)
             return;
     }
-    launch_gather_rows(d->stream, d->gathered, x, d->arrays[0].logit_row + first, n, w->cols);
-    cuda_note(d, "gather_rows");
-    gemm_run(d, logits, true, w, d->gathered, n);
+    if (!rows_are_themselves(d, first, n)) {
+        launch_gather_rows(d->stream, d->gathered, x, d->arrays[0].logit_row + first, n, w->cols);
+        cuda_note(d, "gather_rows");
+        x = d->gathered;
+    }
+    if (narrow_takes(d, w, n)) {
+        struct narrow_args a = {.w = w->data,
+                                .rows = w->rows,
+                                .cols = w->cols,
+                                .x = x,
+                                .m = n,
+                                .bias = w->bias,
+                                .y = logits,
+                                .out_f32 = true,
+                                .scale = scale,
+                                .softcap = softcap};
+        run_narrow(d, &a);
+        return;
+    }
+    gemm_run(d, logits, true, w, x, n);
     if (w->bias || scale != 1 || softcap != 0) {
         launch_finish_logits(d->stream, logits, w->bias, n, w->rows, scale, softcap);
         cuda_note(d, "finish_logits");
@@ -369,6 +381,7 @@ static enum sl_status cuda_draw_plan(struct device *d, const struct batch_limits
                                      int vocab_size, struct sl_err *err)
 {
     size_t n = (size_t)rows * (size_t)vocab_size;
+    graphs_fini(d); /* they know the old addresses */
     cudaFree(d->draw_work);
     cudaFree(d->draw_count);
     d->draw_rows = rows;
@@ -380,6 +393,16 @@ static enum sl_status cuda_draw_plan(struct device *d, const struct batch_limits
     return step_reserve(d, limits, err);
 }
 
+static int cuda_rows(struct device *d)
+{
+    return d->replayed ? 0 : d->rows.tokens;
+}
+
+static void cuda_set_eager(struct device *d, bool eager)
+{
+    d->no_graphs = cuda_plain_launches = eager;
+}
+
 static void cuda_expect(struct device *d, const struct draw_rows *rows)
 {
     d->draws = rows;
@@ -388,7 +411,6 @@ static void cuda_expect(struct device *d, const struct draw_rows *rows)
 static void cuda_draw(struct device *d, const float *logits, int first, int n)
 {
     const struct draw_rows *rows = d->draws;
-    const struct step_slot *slot = &d->slot[(d->n_begun - 1) % CUDA_DEPTH];
     int g = d->seen_group < 0 ? 0 : d->seen_group;
     struct draw_args a = {
         .logits = logits,
@@ -396,7 +418,7 @@ static void cuda_draw(struct device *d, const float *logits, int first, int n)
         .n_logits = n,
         .n = d->vocab_size,
         .row = d->draw_row,
-        .word = d->draw_word,
+        .word = d->upload_device,
         .max_rows = d->draw_rows,
         .work = d->draw_work,
         .count = d->draw_count,
@@ -405,8 +427,10 @@ static void cuda_draw(struct device *d, const float *logits, int first, int n)
         .block = d->arrays[g].block,
         .block_size = d->block_size,
         .table = d->table,
-        .result = slot->result,
-        .top = slot->top,
+        .slot = d->header,
+        .slot_rows = d->max_samples,
+        .result = d->result,
+        .top = d->top,
     };
     /* Sample rows are in order of their logits. */
     int begin = 0, end;
@@ -414,6 +438,10 @@ static void cuda_draw(struct device *d, const float *logits, int first, int n)
         begin++;
     for (end = begin; end < rows->n_rows && d->batch->sample[end].logit < first + n;)
         end++;
+    if (d->padded) {
+        begin = 0;
+        end = d->rows.logits;
+    }
     a.first_row = begin;
     if (end > begin)
         launch_draw(d->stream, &a, end - begin);
@@ -477,6 +505,8 @@ static const struct ops cuda_ops = {
     .draw_bytes = cuda_draw_bytes,
     .draw_plan = cuda_draw_plan,
     .expect = cuda_expect,
+    .rows = cuda_rows,
+    .set_eager = cuda_set_eager,
     .draw = cuda_draw,
     .launched = step_launched,
     .collect = step_collect,
@@ -496,6 +526,11 @@ enum sl_status cuda_device_create(const struct ops **ops, struct device **out, s
     if (st == SL_OK)
         st = cuda_check(cudaDeviceGetAttribute(&d->n_sms, cudaDevAttrMultiProcessorCount, 0),
                         "asking for multiprocessors", err);
+    int major = 0;
+    if (st == SL_OK)
+        st = cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0),
+                        "asking for the compute capability", err);
+    d->is_hopper = major >= 9;
     for (int i = 0; st == SL_OK && i < 2; i++) {
         st = cuda_check(cudaHostAlloc(&d->staging[i], STAGING_BYTES, cudaHostAllocDefault),
                         "a staging buffer", err);

@@ -22,12 +22,22 @@ struct held {
 /* One of the steps that may be in flight: pinned memory, reused when the step was collected. */
 struct step_slot {
     int32_t *upload;
-    struct draw_result *result; /* [max_samples]: kernels write them here */
-    struct draw_top *top;       /* [max_samples][DRAW_TOP_MAX] */
     cudaEvent_t done;
 };
 
-/* The cuBLASLt kernel kept for one shape: chosen at first use, never measured. */
+/* Rows of a step's arrays, padding included. */
+struct step_rows {
+    int tokens, seqs, logits;
+};
+
+/* Launches of a padded step, which its rows and attention's blocks determine. */
+enum { GRAPHS_MAX = 96, GRAPH_ROWS_MAX = 512 };
+struct step_graph {
+    int rows, n_blocks[KV_GROUPS_MAX];
+    cudaGraphExec_t exec; /* NULL: launched one by one so far */
+};
+
+/* The cuBLASLt kernel kept for one shape: chosen at first use. */
 struct gemm_choice {
     int rows, cols, m_class; /* m_class: rows of x, rounded up to a power of two */
     bool out_f32;
@@ -46,6 +56,7 @@ struct device {
 
     /* products */
     cublasLtHandle_t lt;
+    cudaEvent_t timer[2];
     void *workspace;
     struct gemm_choice choice[N_GEMM_CHOICES];
     int n_choices;
@@ -63,6 +74,7 @@ struct device {
     int32_t *seen;  /* the token at each KV slot of group seen_group */
     int seen_group; /* the first without a window, -1: all have one */
     int n_sms;
+    bool is_hopper; /* has the tensor copy engine, or is newer */
 
     /* the step in progress */
     const struct batch *batch;
@@ -71,6 +83,15 @@ struct device {
     int32_t *upload_host, *upload_device; /* of the slot, and its copy */
     size_t upload_used, upload_cap;       /* in words of 4 bytes */
     int32_t *table;                       /* [max_seqs][TABLE_DEPTH] */
+    const int32_t *header;                /* slot; of each group: number of pairs, their offset */
+    struct draw_result *result; /* host memory that kernels write: [CUDA_DEPTH][max_samples] */
+    struct draw_top *top;       /* the same, DRAW_TOP_MAX each */
+    int max_samples, max_seqs;
+    struct step_rows rows;
+    bool padded, no_graphs;
+    struct step_graph graph[GRAPHS_MAX];
+    int n_graphs;
+    struct step_graph *capturing, *replayed; /* this step is */
     struct step_arrays arrays[KV_GROUPS_MAX];
     struct attn_plan plan[KV_GROUPS_MAX];
 
@@ -79,8 +100,7 @@ struct device {
     /* drawing tokens */
     const struct draw_rows *draws;   /* of the next step */
     const struct draw_row *draw_row; /* on the device */
-    const int32_t *draw_word;
-    float *draw_work; /* [draw_rows, vocab_size], and as many counters */
+    float *draw_work;                /* [draw_rows, vocab_size], and as many counters */
     uint32_t *draw_count;
     int draw_rows, vocab_size;
 };
@@ -99,6 +119,11 @@ enum sl_status step_collect(struct device *d, const struct draw_result **result,
                             const struct draw_top **top, struct sl_err *err);
 void step_fini(struct device *d);
 
+/* graph.c */
+void graph_begin(struct device *d); /* after the step's upload */
+void graph_end(struct device *d);
+void graphs_fini(struct device *d);
+
 /* fuse.c */
 void fuse_flush(struct device *d); /* before anything else is launched */
 void fuse_add_norm(struct device *d, void *x, float *h, const void *add, float add_scale,
@@ -106,7 +131,8 @@ void fuse_add_norm(struct device *d, void *x, float *h, const void *add, float a
 void fuse_linear(struct device *d, void *y, const struct weight *w, const void *x, int rows);
 void fuse_act(struct device *d, void *y, const void *x, enum act_kind kind, bool gated, int rows,
               int n);
-bool narrow_takes(const struct weight *w);
+bool narrow_takes(const struct device *d, const struct weight *w, int m);
+void run_narrow(struct device *d, const struct narrow_args *a);
 struct norm_args norm_args(const struct norm *n); /* device.c */
 
 /* gemm.c */

@@ -8,15 +8,20 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/device.h"
 
-bool narrow_takes(const struct weight *w)
+bool cuda_plain_launches;
+
+bool narrow_takes(const struct device *d, const struct weight *w, int m)
 {
-    return w->format == W_BF16 && w->cols % 8 == 0;
+    return d->is_hopper && m <= NARROW_MAX && w->format == W_BF16 && w->cols % 16 == 0;
 }
 
-static void run_narrow(struct device *d, const struct narrow_args *a)
+void run_narrow(struct device *d, const struct narrow_args *a)
 {
     d->held.kind = HELD_NOTHING;
-    launch_narrow(d->stream, a, d->n_sms);
+    if (!launch_narrow(d->stream, a, d->n_sms) && d->failed == cudaSuccess) {
+        d->failed = cudaErrorInvalidValue;
+        d->failed_what = "a narrow product's tensor maps";
+    }
     cuda_note(d, "a narrow product");
 }
 
@@ -42,7 +47,7 @@ void fuse_flush(struct device *d)
 void fuse_linear(struct device *d, void *y, const struct weight *w, const void *x, int rows)
 {
     struct held *held = &d->held;
-    if (rows > NARROW_MAX || !narrow_takes(w)) {
+    if (!narrow_takes(d, w, rows)) {
         fuse_flush(d);
         gemm_run(d, y, false, w, x, rows);
         if (w->bias) {
@@ -92,7 +97,7 @@ void fuse_act(struct device *d, void *y, const void *x, enum act_kind kind, bool
               int n)
 {
     struct held *held = &d->held;
-    if (held->kind == HELD_LINEAR && held->a.y == x && gated && !held->a.bias && n % 16 == 0) {
+    if (held->kind == HELD_LINEAR && held->a.y == x && gated && !held->a.bias) {
         struct narrow_args a = held->a;
         a.gated = true;
         a.act = (int)kind;

@@ -1,7 +1,10 @@
 /* gemm.c - matrix products through cuBLASLt.
  *
  * Only cuBLASLt kernels that do not split K are taken (cuda.h says why that keeps the row
- * contract), chosen by its heuristic once for each shape and power-of-two class of rows, and kept.
+ * contract): once for each shape and power-of-two class of rows, the fastest of its heuristic's
+ * first few, and kept. They are tried on the product that is asked for: the heuristic counts on
+ * split K, and its order without may be ten times off. All of them give the same bits, so which one
+ * wins cannot be seen but in time.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/device.h"
 
@@ -17,6 +20,8 @@ static enum sl_status lt_check(cublasStatus_t s, const char *what, struct sl_err
 enum sl_status gemm_init(struct device *d, struct sl_err *err)
 {
     enum sl_status st = lt_check(cublasLtCreate(&d->lt), "making a handle", err);
+    for (int i = 0; st == SL_OK && i < 2; i++)
+        st = cuda_check(cudaEventCreate(&d->timer[i]), "an event", err);
     if (st == SL_OK)
         st = cuda_check(cudaMalloc(&d->workspace, WORKSPACE_BYTES), "the product workspace", err);
     return st;
@@ -25,6 +30,9 @@ enum sl_status gemm_init(struct device *d, struct sl_err *err)
 void gemm_fini(struct device *d)
 {
     cudaFree(d->workspace);
+    for (int i = 0; i < 2; i++)
+        if (d->timer[i])
+            cudaEventDestroy(d->timer[i]);
     if (d->lt)
         cublasLtDestroy(d->lt);
 }
@@ -78,14 +86,36 @@ static bool splits_k(const cublasLtMatmulAlgo_t *algo)
     return split > 1 || reduction != CUBLASLT_REDUCTION_SCHEME_NONE;
 }
 
-static enum sl_status choose(struct device *d, const struct layouts *l, cublasLtMatmulAlgo_t *algo,
-                             struct sl_err *err)
+/* Microseconds of one product, after one that warms up; a huge number if it cannot run. */
+static float try_out(struct device *d, const struct layouts *l, const cublasLtMatmulAlgo_t *algo,
+                     void *y, const void *w, const void *x)
+{
+    const float one = 1, zero = 0, never = 1e30f;
+    float ms = never;
+    for (int i = 0; i < 2; i++) {
+        cudaEventRecord(d->timer[0], d->stream);
+        if (cublasLtMatmul(d->lt, l->op, &one, w, l->w, x, l->x, &zero, y, l->y, y, l->y, algo,
+                           d->workspace, WORKSPACE_BYTES, d->stream) != CUBLAS_STATUS_SUCCESS)
+            return never;
+        cudaEventRecord(d->timer[1], d->stream);
+    }
+    if (cudaEventSynchronize(d->timer[1]) != cudaSuccess ||
+        cudaEventElapsedTime(&ms, d->timer[0], d->timer[1]) != cudaSuccess)
+        return never;
+    return ms;
+}
+
+/* l is of m rows, `of_class` of the class's. */
+static enum sl_status choose(struct device *d, const struct layouts *of_class, int m,
+                             const struct layouts *l, void *y, const void *w, const void *x,
+                             cublasLtMatmulAlgo_t *algo, struct sl_err *err)
 {
     enum { N = 32 };
     cublasLtMatmulHeuristicResult_t found[N];
     cublasLtMatmulPreference_t want;
     uint32_t no_split = CUBLASLT_REDUCTION_SCHEME_NONE;
-    int n = 0;
+    int n = 0, n_tried = 0;
+    float best = 1e31f;
     cublasStatus_t s = cublasLtMatmulPreferenceCreate(&want);
     if (s != CUBLAS_STATUS_SUCCESS)
         return lt_check(s, "asking for kernels", err);
@@ -93,20 +123,27 @@ static enum sl_status choose(struct device *d, const struct layouts *l, cublasLt
                                          &WORKSPACE_BYTES, sizeof WORKSPACE_BYTES);
     cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
                                          &no_split, sizeof no_split);
-    s = cublasLtMatmulAlgoGetHeuristic(d->lt, l->op, l->w, l->x, l->y, l->y, want, N, found, &n);
+    s = cublasLtMatmulAlgoGetHeuristic(d->lt, of_class->op, of_class->w, of_class->x, of_class->y,
+                                       of_class->y, want, N, found, &n);
     cublasLtMatmulPreferenceDestroy(want);
     if (s != CUBLAS_STATUS_SUCCESS)
         return lt_check(s, "asking for kernels", err);
-    for (int i = 0; i < n; i++)
-        if (found[i].state == CUBLAS_STATUS_SUCCESS && !splits_k(&found[i].algo)) {
+    for (int i = 0; i < n && n_tried < (m > 256 ? 4 : N); i++) {
+        if (found[i].state != CUBLAS_STATUS_SUCCESS || splits_k(&found[i].algo))
+            continue;
+        float ms = try_out(d, l, &found[i].algo, y, w, x);
+        if (ms < best) {
+            best = ms;
             *algo = found[i].algo;
-            return SL_OK;
         }
+        n_tried++;
+    }
+    if (n_tried)
+        return SL_OK;
     return SL_FAIL(err, SL_EDEVICE, "cuBLASLt has no kernel for this product that keeps K whole");
 }
 
-/* Below 64 rows the heuristic counts on split K, and what it offers without is many times slower
- * than its choice for 64. */
+/* Below 64 rows the heuristic offers nothing fast without split K; its choices for 64 run there. */
 static int class_of(int m)
 {
     int c = 64;
@@ -115,8 +152,9 @@ static int class_of(int m)
     return c;
 }
 
-static const cublasLtMatmulAlgo_t *choice_for(struct device *d, bool out_f32,
-                                              const struct weight *w, int m, struct sl_err *err)
+static const cublasLtMatmulAlgo_t *choice_for(struct device *d, const struct layouts *of_m,
+                                              bool out_f32, void *y, const struct weight *w,
+                                              const void *x, int m, struct sl_err *err)
 {
     int m_class = class_of(m);
     for (int i = 0; i < d->n_choices; i++) {
@@ -133,7 +171,7 @@ static const cublasLtMatmulAlgo_t *choice_for(struct device *d, bool out_f32,
     struct layouts l;
     enum sl_status st = layouts_init(&l, out_f32, w, m_class, err);
     if (st == SL_OK)
-        st = choose(d, &l, &c->algo, err);
+        st = choose(d, &l, m, of_m, y, w->data, x, &c->algo, err);
     layouts_fini(&l);
     if (st)
         return NULL;
@@ -148,7 +186,7 @@ static enum sl_status lt_run(struct device *d, void *y, bool out_f32, const stru
     struct layouts l;
     enum sl_status st = layouts_init(&l, out_f32, w, m, err);
     const cublasLtMatmulAlgo_t *algo = NULL;
-    if (st == SL_OK && !(algo = choice_for(d, out_f32, w, m, err)))
+    if (st == SL_OK && !(algo = choice_for(d, &l, out_f32, y, w, x, m, err)))
         st = SL_EDEVICE;
     if (st == SL_OK)
         st = lt_check(cublasLtMatmul(d->lt, l.op, &one, w->data, l.w, x, l.x, &zero, y, l.y, y, l.y,

@@ -1,11 +1,18 @@
 /* narrow.cu - products of a few rows: y[m, rows] = x[m, cols] W^T for m up to NARROW_MAX.
  *
- * Bound by the weights' bytes. A warp owns sixteen rows of W at a time and walks all of their
- * columns in steps of sixteen through one accumulator (weights are the mma's first operand), so
- * bits are those of every other product here (cuda.h). Its weights stream through a ring of its
- * own in shared memory, so warps never wait for each other; the ring begins to fill before the
- * kernel that made x has ended (programmatic dependent launch), which hides launch and ramp-up.
- * Blocks are as many as multiprocessors where the shape allows, each with as many sixteens.
+ * Bound by the weights' bytes. A warp owns sixteen rows of W and walks all of their columns in
+ * steps of sixteen through one accumulator (weights are the mma's first operand), so bits are those
+ * of every other product here (cuda.h). That walk is one long chain of dependent mmas, some 33
+ * cycles each, and a multiprocessor has few such warps: every instruction between two mmas counts.
+ * So a warp of its own asks the tensor copy engine for tiles, through a ring in shared memory, and
+ * the others load operands one stage ahead, in the shadow of the mmas. The ring begins to fill
+ * before the kernel that made x has ended (programmatic dependent launch), which hides launch and
+ * ramp-up. Blocks are as many as multiprocessors where the shape allows; their shared memory leaves
+ * room for one of the next kernel.
+ *
+ * A stage is 64 columns of the block's rows of W (of its rows of gate and of up), and of x: rows of
+ * 128 bytes, sixteens of bytes swizzled by the row (chunk c of row r lies at c ^ r % 8), which
+ * keeps ldmatrix free of bank conflicts. What is outside of W or x comes as zeros.
  *
  * What comes before and after a product in a layer is done in it, with the same roundings as the
  * kernels of elementwise.cu: the norm of the residual that makes x, a bias, the addition to the
@@ -13,109 +20,143 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/common.cuh"
 
-static const int KS = 64;         /* columns in a stage */
-static const int STRIDE = KS + 8; /* bf16 from one row of a stage to the next: no bank conflicts */
-static const int THREADS = 256, WARPS = THREADS / 32;
+#include <cuda.h>
+#include <cudaTypedefs.h>
 
-/* A warp's stream of weights: sixteen rows (twice, if gated) by KS columns a stage, one group of
- * rows after the other. */
-template <int STAGES, bool GATED> struct stream {
-    static const int ROWS = GATED ? 32 : 16;
-    bf16 *ring;
-    const bf16 *w;
-    int rows, cols, group, n_k, k, left; /* left: stages to issue */
-    int step;                            /* between this warp's groups */
-    int slot;
+static const int WARPS = 8, STAGES_MAX = 24; /* warps that multiply; one more asks */
+static const int KS = 64, STEPS = KS / 16, ROW = KS * (int)sizeof(bf16); /* of a stage; bytes */
 
-    __device__ __forceinline__ void issue()
-    {
-        if (left > 0) {
-            const int lane = threadIdx.x % 32, half = GATED ? rows / 2 : 0;
-            bf16 *to = ring + slot * ROWS * STRIDE;
-#pragma unroll
-            for (int i = lane; i < ROWS * (KS / 8); i += 32) {
-                int r = i / (KS / 8), c = k * KS + i % (KS / 8) * 8;
-                int row = group * 16 + r % 16;
-                row = min(row, (GATED ? half : rows) - 1) + (r >= 16 ? half : 0);
-                cp_async16(to + r * STRIDE + i % (KS / 8) * 8,
-                           w + (size_t)row * cols + min(c, cols - 8), c < cols);
-            }
-            if (++k == n_k) {
-                k = 0;
-                group += step;
-            }
-            left--;
+/* NT: eights of rows of x. NORMED: x is made here and stays whole in shared memory. */
+template <int NT_, bool GATED_, bool NORMED_> struct narrow_config {
+    static const int NT = NT_, X_BYTES = NORMED_ ? 0 : NT * 8 * ROW;
+    static const bool GATED = GATED_, NORMED = NORMED_;
+};
+
+__device__ __forceinline__ unsigned shared_address(const void *p)
+{
+    return (unsigned)__cvta_generic_to_shared(p);
+}
+
+__device__ __forceinline__ void barrier_init(uint64_t *b, int arrivals)
+{
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(b)), "r"(arrivals)
+                 : "memory");
+}
+
+__device__ __forceinline__ void barrier_expect(uint64_t *b, int bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(b)),
+                 "r"(bytes)
+                 : "memory");
+}
+
+__device__ __forceinline__ void barrier_wait(uint64_t *b, int phase)
+{
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "again: mbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n"
+                 "@!p bra again;\n"
+                 "}\n" ::"r"(shared_address(b)),
+                 "r"(phase)
+                 : "memory");
+}
+
+/* The copy engine brings the box at (row, col) and tells the barrier. */
+__device__ __forceinline__ void box_copy(void *to, const CUtensorMap *map, int col, int row,
+                                         uint64_t *b)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(to)),
+                 "l"(map), "r"(col), "r"(row), "r"(shared_address(b))
+                 : "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(uint64_t *b)
+{
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(b)) : "memory");
+}
+
+/* The ring of a block: full[i] is the copy engine's word, empty[i] the multiplying warps'. */
+struct ring_barriers {
+    uint64_t full[STAGES_MAX], empty[STAGES_MAX];
+};
+
+/* One lane of the asking warp: all stages of the block's rows. */
+template <class C>
+__device__ void ask_all(const narrow_args &a, const CUtensorMap *w, const CUtensorMap *x,
+                        unsigned char *ring, ring_barriers &b, int n_stages)
+{
+    const int used = a.groups_per_block, w_bytes = used * 16 * ROW;
+    const int stage = w_bytes * (C::GATED ? 2 : 1) + C::X_BYTES;
+    const int row = blockIdx.x * used * 16, half = a.rows / 2, ahead = min(a.stages, n_stages);
+    auto ask_w = [&](unsigned char *to, int k, uint64_t *full) {
+        barrier_expect(full, stage);
+        box_copy(to, w, k * KS, row, full);
+        if (C::GATED)
+            box_copy(to + w_bytes, w, k * KS, half + row, full);
+    };
+    auto ask_x = [&](unsigned char *to, int k, uint64_t *full) {
+        if (!C::NORMED)
+            box_copy(to + stage - C::X_BYTES, x, k * KS, 0, full);
+    };
+    for (int k = 0; k < ahead; k++)
+        ask_w(ring + k * stage, k, b.full + k);
+    wait_for_dependencies();
+    asm volatile("fence.proxy.async.global;" ::: "memory");
+    for (int k = 0; k < ahead; k++)
+        ask_x(ring + k * stage, k, b.full + k);
+    for (int k = ahead, slot = 0, phase = 0; k < n_stages; k++) {
+        barrier_wait(b.empty + slot, phase);
+        ask_w(ring + slot * stage, k, b.full + slot);
+        ask_x(ring + slot * stage, k, b.full + slot);
+        if (++slot == a.stages) {
+            slot = 0;
+            phase ^= 1;
         }
-        slot = slot + 1 == STAGES ? 0 : slot + 1;
-        cp_async_commit();
+    }
+}
+
+/* The operands of one stage in registers. */
+template <class C> struct operands {
+    unsigned w[STEPS][4], up[C::GATED ? STEPS : 1][4], x[STEPS][C::NT][2];
+
+    /* Step s of a stage; x comes for two steps at a time. w_at, up_at, x_at: where this lane points
+     * ldmatrix at for step 0, in bytes of shared memory. */
+    __device__ __forceinline__ void load(unsigned w_at, unsigned up_at,
+                                         const unsigned (&x_at)[C::NT], int s)
+    {
+        ldmatrix4_at(w[s], w_at ^ s << 5);
+        if (C::GATED)
+            ldmatrix4_at(up[C::GATED ? s : 0], up_at ^ s << 5);
+        if (s % 2)
+            return;
+#pragma unroll
+        for (int t = 0; t < C::NT; t++) {
+            unsigned b[4];
+            ldmatrix4_at(b, C::NORMED ? x_at[t] + s * 32 : x_at[t] ^ s / 2 << 6);
+            x[s][t][0] = b[0];
+            x[s][t][1] = b[1];
+            x[s + 1][t][0] = b[2];
+            x[s + 1][t][1] = b[3];
+        }
     }
 };
 
-/* x as the mma's second operand: columns of eight rows of x. In shared memory, or read in place a
- * stage ahead. */
-template <int NT, bool SHARED_X> struct operand {
-    const bf16 *x; /* shared: [m][cols + 8]; else global */
-    const int32_t *row_of;
-    int m, cols, stride;
-    unsigned b[SHARED_X ? 1 : KS / 16][NT][2];
-
-    __device__ __forceinline__ void load(unsigned (&to)[NT][2], int c) const
-    {
-        const int lane = threadIdx.x % 32;
-        c += lane % 4 * 2;
-#pragma unroll
-        for (int t = 0; t < NT; t++) {
-            int r = t * 8 + lane / 4;
-            bool there = r < m && c < cols; /* cols % 8 == 0: a pair is there, or is not */
-            if (!SHARED_X && row_of && there)
-                r = row_of[r];
-            const bf16 *p = x + (size_t)r * stride + c;
-            to[t][0] = there ? *(const unsigned *)p : 0u;
-            to[t][1] = there && c + 8 < cols ? *(const unsigned *)(p + 8) : 0u;
-        }
-    }
-
-    __device__ __forceinline__ void prefetch(int k)
-    {
-        if (!SHARED_X)
-#pragma unroll
-            for (int s = 0; s < KS / 16; s++)
-                load(b[SHARED_X ? 0 : s], k * KS + s * 16);
-    }
-
-    __device__ __forceinline__ void get(unsigned (&to)[NT][2], int k, int s) const
-    {
-        if (SHARED_X) {
-            load(to, k * KS + s * 16);
-        } else {
-#pragma unroll
-            for (int t = 0; t < NT; t++) {
-                to[t][0] = b[SHARED_X ? 0 : s][t][0];
-                to[t][1] = b[SHARED_X ? 0 : s][t][1];
-            }
-        }
-    }
-};
-
-/* Row r of x, normed, to shared memory, and by the first block to where others may read it. */
-__device__ void norm_row(bf16 *to, const narrow_args &a, int r)
+/* Row r of x, normed, to shared memory, and by the first block to where others may read it. By the
+ * first 256 threads. */
+__device__ void norm_row(bf16 *to, int padded, const narrow_args &a, int r)
 {
     const float *h = a.h + (size_t)r * a.cols;
     float mean, factor;
-    moments([&](int i) { return h[i]; }, a.cols, a.norm, &mean, &factor);
-    for (int i = threadIdx.x; i < a.cols; i += THREADS) {
+    moments<sync_256>([&](int i) { return h[i]; }, a.cols, a.norm, &mean, &factor);
+    for (int i = threadIdx.x; i < a.cols; i += 256) {
         bf16 v = to_bf(normed(h[i], mean, factor, a.norm, i));
         to[i] = v;
         if (blockIdx.x == 0)
             ((bf16 *)a.x_out)[(size_t)r * a.cols + i] = v;
     }
-}
-
-__device__ void copy_row(bf16 *to, const narrow_args &a, int r)
-{
-    const bf16 *from = (const bf16 *)a.x + (size_t)(a.row_of ? a.row_of[r] : r) * a.cols;
-    for (int i = threadIdx.x * 8; i < a.cols; i += THREADS * 8)
-        *(bf16x8 *)(to + i) = *(const bf16x8 *)(from + i);
+    for (int i = a.cols + threadIdx.x; i < padded; i += 256)
+        to[i] = to_bf(0.f);
 }
 
 /* Output `row` of token `tok`; `up` only if gated. */
@@ -144,143 +185,182 @@ __device__ __forceinline__ void put(const narrow_args &a, int row, int tok, floa
         ((bf16 *)a.y)[at] = y;
 }
 
-template <int STAGES, int NT, bool GATED, bool SHARED_X>
-__global__ void __launch_bounds__(THREADS) narrow_kernel(narrow_args a)
+/* One warp's sixteen rows, all columns. */
+template <class C>
+__device__ __forceinline__ void multiply(const narrow_args &a, unsigned ring, unsigned xs,
+                                         int x_stride, ring_barriers &b, int n_stages)
 {
-    extern __shared__ __align__(16) unsigned char raw_shared[];
-    typedef stream<STAGES, GATED> S;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int n_groups = ((GATED ? a.rows / 2 : a.rows) + 15) / 16;
-    const int first = blockIdx.x * a.groups_per_block,
-              end = min(first + a.groups_per_block, n_groups);
-    const int used = min(WARPS, a.groups_per_block), mine = (end - first - warp + used - 1) / used;
-    bf16 *xs = (bf16 *)raw_shared;
-    const int x_bytes = SHARED_X ? a.m * (a.cols + 8) * (int)sizeof(bf16) : 0;
-    S w;
-    w.ring = (bf16 *)(raw_shared + x_bytes) + warp * STAGES * S::ROWS * STRIDE;
-    w.w = (const bf16 *)a.w;
-    w.rows = a.rows;
-    w.cols = a.cols;
-    w.group = first + warp;
-    w.n_k = (a.cols + KS - 1) / KS;
-    w.k = w.slot = 0;
-    w.step = used;
-    w.left = warp < used && mine > 0 ? mine * w.n_k : 0;
-    const int n_stages = w.left;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, used = a.groups_per_block;
+    const int w_bytes = used * 16 * ROW, stage = w_bytes * (C::GATED ? 2 : 1) + C::X_BYTES;
+    const unsigned w_off = (warp * 16 + lane % 16) * ROW + ((lane / 16 ^ lane % 8) << 4);
+    unsigned x_off[C::NT];
+#pragma unroll
+    for (int t = 0; t < C::NT; t++) { /* rows that are not there: their columns of y are not used */
+        int r = t * 8 + lane % 8;
+        x_off[t] = C::NORMED ? xs + (min(r, a.m - 1) * x_stride + lane / 8 * 8) * 2
+                             : stage - C::X_BYTES + r * ROW + ((lane / 8 ^ lane % 8) << 4);
+    }
+    operands<C> even, odd;
+    float c[C::NT][4], up[C::GATED ? C::NT : 1][4];
+    int slot = 0, phase = 0; /* of the stage whose operands are being loaded */
+    unsigned w_at, x_at[C::NT];
+    auto wait = [&](int k) {
+        barrier_wait(b.full + slot, phase);
+        unsigned at = ring + slot * stage;
+        w_at = at + w_off;
+#pragma unroll
+        for (int t = 0; t < C::NT; t++)
+            x_at[t] = (C::NORMED ? k * ROW : at) + x_off[t];
+    };
+    auto release = [&]() { /* its operands are in registers */
+                           __syncwarp();
+                           if (lane == 0)
+                               barrier_arrive(b.empty + slot);
+                           if (++slot == a.stages) {
+                               slot = 0;
+                               phase ^= 1;
+                           }
+    };
+    auto add = [&](const operands<C> &o, int s) {
+#pragma unroll
+        for (int t = 0; t < C::NT; t++) {
+            mma16816(c[t], o.w[s], o.x[s][t][0], o.x[s][t][1]);
+            if (C::GATED)
+                mma16816(up[C::GATED ? t : 0], o.up[C::GATED ? s : 0], o.x[s][t][0], o.x[s][t][1]);
+        }
+    };
+    auto one = [&](operands<C> &now, operands<C> &then, int next) {
+        bool more = next < n_stages;
+        if (more)
+            wait(next);
+#pragma unroll
+        for (int s = 0; s < STEPS; s++) {
+            add(now, s);
+            then.load(w_at, w_at + w_bytes, x_at, s);
+        }
+        if (more)
+            release();
+    };
+#pragma unroll
+    for (int t = 0; t < C::NT; t++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            c[t][e] = up[C::GATED ? t : 0][e] = 0;
+    wait(0);
+#pragma unroll
+    for (int s = 0; s < STEPS; s++)
+        even.load(w_at, w_at + w_bytes, x_at, s);
+    release();
+#pragma unroll 1
+    for (int k = 0; k < n_stages; k += 2) {
+        one(even, odd, k + 1);
+        if (k + 1 < n_stages)
+            one(odd, even, k + 2);
+    }
+    const int row = (blockIdx.x * used + warp) * 16 + lane / 4;
+#pragma unroll
+    for (int t = 0; t < C::NT; t++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            put<C::GATED>(a, row + e / 2 * 8, t * 8 + lane % 4 * 2 + e % 2, c[t][e],
+                          up[C::GATED ? t : 0][e]);
+}
+
+template <class C>
+__global__ void __launch_bounds__((WARPS + 1) * 32, C::NT == 1 ? 2 : 1)
+    narrow_kernel(narrow_args a, const __grid_constant__ CUtensorMap w_map,
+                  const __grid_constant__ CUtensorMap x_map)
+{
+#if __CUDA_ARCH__ >= 900
+    extern __shared__ unsigned char raw_shared[];
+    __shared__ ring_barriers b;
+    const int warp = threadIdx.x / 32, used = a.groups_per_block;
+    const int n_stages = (a.cols + KS - 1) / KS, padded = n_stages * KS, x_stride = padded + 8;
+    unsigned char *ring = raw_shared + (1024 - shared_address(raw_shared) % 1024) % 1024;
+    bf16 *xs = (bf16 *)(ring + a.stages * (used * 16 * ROW * (C::GATED ? 2 : 1) + C::X_BYTES));
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < a.stages; i++) {
+            barrier_init(b.full + i, 1);
+            barrier_init(b.empty + i, used);
+        }
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); /* so that the engine knows */
+    }
     launch_dependents();
-    if (n_stages)
-        for (int i = 0; i < STAGES - 1; i++)
-            w.issue();
-    wait_for_dependencies();
-    if (SHARED_X) {
-        for (int r = 0; r < a.m; r++)
-            if (a.h)
-                norm_row(xs + r * (a.cols + 8), a, r);
-            else
-                copy_row(xs + r * (a.cols + 8), a, r);
-        __syncthreads();
-    }
-    if (!n_stages)
+    __syncthreads();
+    if (warp == (C::NORMED ? WARPS : used)) {
+        if (threadIdx.x % 32 == 0)
+            ask_all<C>(a, &w_map, &x_map, ring, b, n_stages);
         return;
-    operand<NT, SHARED_X> x;
-    x.x = SHARED_X ? xs : (const bf16 *)a.x;
-    x.row_of = a.row_of;
-    x.m = a.m;
-    x.cols = a.cols;
-    x.stride = SHARED_X ? a.cols + 8 : a.cols;
-    x.prefetch(0);
-    float c[NT][4], up[GATED ? NT : 1][4];
-    int group = first + warp, k = 0, slot = 0;
-    for (int i = 0; i < n_stages; i++) {
-        if (k == 0)
-#pragma unroll
-            for (int t = 0; t < NT; t++)
-#pragma unroll
-                for (int e = 0; e < 4; e++)
-                    c[t][e] = up[GATED ? t : 0][e] = 0;
-        cp_async_wait<STAGES - 2>();
-        __syncwarp();
-        const bf16 *tile = w.ring + slot * S::ROWS * STRIDE + lane % 16 * STRIDE + lane / 16 * 8;
-        unsigned f[KS / 16][4], fu[GATED ? KS / 16 : 1][4], b[KS / 16][NT][2];
-#pragma unroll
-        for (int s = 0; s < KS / 16; s++) {
-            ldmatrix4(f[s], tile + s * 16);
-            if (GATED)
-                ldmatrix4(fu[GATED ? s : 0], tile + 16 * STRIDE + s * 16);
-            x.get(b[s], k, s);
-        }
-        w.issue();
-        if (++k == w.n_k)
-            k = 0;
-        x.prefetch(k);
-#pragma unroll
-        for (int s = 0; s < KS / 16; s++)
-#pragma unroll
-            for (int t = 0; t < NT; t++) {
-                mma16816(c[t], f[s], b[s][t][0], b[s][t][1]);
-                if (GATED)
-                    mma16816(up[GATED ? t : 0], fu[GATED ? s : 0], b[s][t][0], b[s][t][1]);
-            }
-        slot = slot + 1 == STAGES ? 0 : slot + 1;
-        if (k == 0) {
-            int row = group * 16 + lane / 4;
-#pragma unroll
-            for (int t = 0; t < NT; t++)
-#pragma unroll
-                for (int e = 0; e < 4; e++)
-                    put<GATED>(a, row + e / 2 * 8, t * 8 + lane % 4 * 2 + e % 2, c[t][e],
-                               up[GATED ? t : 0][e]);
-            group += used;
-        }
     }
-}
-
-template <int STAGES, int NT, bool GATED, bool SHARED_X>
-static void launch(cudaStream_t s, const narrow_args &a, int blocks, int x_bytes)
-{
-    int warps = min(WARPS, a.groups_per_block);
-    int bytes = x_bytes + warps * STAGES * stream<STAGES, GATED>::ROWS * STRIDE * (int)sizeof(bf16);
-    auto kernel = narrow_kernel<STAGES, NT, GATED, SHARED_X>;
-    static int most; /* shared memory that this kernel may have by now */
-    if (bytes > most) {
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-        most = bytes;
+    wait_for_dependencies();
+    if (C::NORMED) {
+        for (int r = 0; r < a.m; r++)
+            norm_row(xs + r * x_stride, padded, a, r);
+        sync_256();
     }
-    launch_after(s, kernel, dim3(blocks), dim3(THREADS), bytes, a);
+    if (warp < used)
+        multiply<C>(a, shared_address(ring), shared_address(xs), x_stride, b, n_stages);
+#endif
 }
 
-template <int NT, bool GATED, bool SHARED_X>
-static void launch_stages(cudaStream_t s, const narrow_args &a, int blocks, int x_bytes)
+static bool make_map(CUtensorMap *map, const void *data, int rows, int cols, int box_rows)
 {
-    int warps = min(WARPS, a.groups_per_block) * (GATED ? 2 : 1);
-    if (warps <= 2)
-        launch<16, NT, GATED, SHARED_X>(s, a, blocks, x_bytes);
-    else if (warps <= 4)
-        launch<12, NT, GATED, SHARED_X>(s, a, blocks, x_bytes);
-    else if (warps <= 8)
-        launch<6, NT, GATED, SHARED_X>(s, a, blocks, x_bytes);
-    else
-        launch<4, NT, GATED, SHARED_X>(s, a, blocks, x_bytes);
+    static PFN_cuTensorMapEncodeTiled_v12000 encode;
+    cudaDriverEntryPointQueryResult found;
+    if (!encode &&
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode, 12000,
+                                         cudaEnableDefault, &found) != cudaSuccess)
+        return false;
+    cuuint64_t dim[2] = {(cuuint64_t)cols, (cuuint64_t)rows}, stride = (cuuint64_t)cols * 2;
+    cuuint32_t box[2] = {KS, (cuuint32_t)box_rows}, step[2] = {1, 1};
+    return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)data, dim, &stride, box, step,
+                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                  CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-template <int NT, bool GATED> static void launch_x(cudaStream_t s, const narrow_args &a, int blocks)
+/* As deep as 100 KiB allow: some 64 KiB of weights are in flight on a multiprocessor, and the next
+ * kernel's ring has room beside this one. */
+template <class C> static bool launch(cudaStream_t s, narrow_args a, int blocks)
 {
-    int x_bytes = a.m * (a.cols + 8) * (int)sizeof(bf16);
-    if (a.h || x_bytes <= 40 << 10)
-        launch_stages<NT, GATED, true>(s, a, blocks, x_bytes);
-    else
-        launch_stages<NT, GATED, false>(s, a, blocks, 0);
+    const int most = 100 << 10, align = 1024, used = a.groups_per_block;
+    int n_k = (a.cols + KS - 1) / KS, parts = C::GATED ? 2 : 1;
+    int x = C::NORMED ? a.m * (n_k * KS + 8) * (int)sizeof(bf16) : 0;
+    int stage = used * 16 * ROW * parts + C::X_BYTES, stages = (most - x) / stage;
+    a.stages = stages < 3 ? 3 : stages > STAGES_MAX ? STAGES_MAX : stages;
+    int bytes = x + a.stages * stage + align;
+    static int allowed; /* shared memory that this kernel may have by now */
+    if (bytes > allowed) {
+        cudaFuncSetAttribute(narrow_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+        allowed = bytes;
+    }
+    CUtensorMap w_map, x_map;
+    if (!make_map(&w_map, a.w, a.rows, a.cols, used * 16) ||
+        !make_map(&x_map, C::NORMED ? a.w : a.x, C::NORMED ? a.rows : a.m, a.cols, C::NT * 8))
+        return false;
+    int warps = (C::NORMED ? WARPS : used) + 1; /* norms add in the order of 256 threads */
+    launch_after(s, narrow_kernel<C>, dim3(blocks), dim3(warps * 32), bytes, a, w_map, x_map);
+    return true;
 }
 
-extern "C" void launch_narrow(cuda_stream s, const struct narrow_args *args, int n_sms)
+template <int NT> static bool launch_kind(cudaStream_t s, const narrow_args &a, int blocks)
+{
+    if constexpr (NT == 1)
+        if (a.h)
+            return a.gated ? launch<narrow_config<1, true, true>>(s, a, blocks)
+                           : launch<narrow_config<1, false, true>>(s, a, blocks);
+    return a.gated ? launch<narrow_config<NT, true, false>>(s, a, blocks)
+                   : launch<narrow_config<NT, false, false>>(s, a, blocks);
+}
+
+extern "C" bool launch_narrow(cuda_stream s, const struct narrow_args *args, int n_sms)
 {
     narrow_args a = *args;
     int groups = ((a.gated ? a.rows / 2 : a.rows) + 15) / 16;
     int per = (groups + n_sms - 1) / n_sms;
     a.groups_per_block = per > WARPS ? WARPS : per;
     int blocks = (groups + a.groups_per_block - 1) / a.groups_per_block;
-    if (a.m <= 8)
-        a.gated ? launch_x<1, true>(s, a, blocks) : launch_x<1, false>(s, a, blocks);
-    else
-        a.gated ? launch_x<2, true>(s, a, blocks) : launch_x<2, false>(s, a, blocks);
+    return a.m <= 8    ? launch_kind<1>(s, a, blocks)
+           : a.m <= 16 ? launch_kind<2>(s, a, blocks)
+                       : launch_kind<4>(s, a, blocks);
 }

@@ -499,7 +499,8 @@ __global__ void __launch_bounds__(DRAW_THREADS) draw_kernel(draw_args a)
     if (r.logit < a.first_logit || r.logit >= a.first_logit + a.n_logits)
         return;
     const float *raw = a.logits + (size_t)(r.logit - a.first_logit) * a.n;
-    draw_result *out = a.result + i;
+    const size_t result = (size_t)*a.slot * a.slot_rows + i;
+    draw_result *out = a.result + result;
     float raw_max, raw_own, max, own;
     int token, best;
     bool ok = best_of(raw, a.n, &raw_max, &token, &raw_own, s);
@@ -535,7 +536,7 @@ __global__ void __launch_bounds__(DRAW_THREADS) draw_kernel(draw_args a)
     }
     if (ok && r.n_top >= 0) {
         row_view plain = {raw, a.n, 0, raw_max};
-        logprobs(plain, token, r.n_top, raw_own, out, a.top + (size_t)i * DRAW_TOP_MAX, s);
+        logprobs(plain, token, r.n_top, raw_own, out, a.top + result * DRAW_TOP_MAX, s);
     }
 }
 

@@ -1,5 +1,10 @@
 /* step.c - a step's arrays and attention plan go up in one pinned buffer and one copy.
  *
+ * A step of pure decode is padded to one of a few numbers of rows, and its arrays lie where the
+ * number of rows puts them: so its launches are the same every time, and after the first time they
+ * are captured in a CUDA graph (graph.c). What has a length of its own (block tables, pairs for
+ * attention, lists for sampling) comes last and is found through offsets.
+ *
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/device.h"
 
@@ -51,7 +56,7 @@ static enum sl_status host_memory(void **out, size_t bytes, const char *what, st
 enum sl_status step_reserve(struct device *d, const struct batch_limits *l, struct sl_err *err)
 {
     size_t words = upload_words(l), rows = (size_t)l->max_samples;
-    if (words <= d->upload_cap)
+    if (words <= d->upload_cap && l->max_samples <= d->max_samples && l->max_seqs <= d->max_seqs)
         return SL_OK;
     step_fini(d);
     enum sl_status st = cuda_check(cudaMalloc((void **)&d->upload_device, words * sizeof(int32_t)),
@@ -61,15 +66,18 @@ enum sl_status step_reserve(struct device *d, const struct batch_limits *l, stru
         st = host_memory((void **)&s->upload, words * sizeof(int32_t), "a step's upload buffer",
                          err);
         if (st == SL_OK)
-            st = host_memory((void **)&s->result, rows * sizeof *s->result, "drawn tokens", err);
-        if (st == SL_OK)
-            st = host_memory((void **)&s->top, rows * DRAW_TOP_MAX * sizeof *s->top, "logprobs",
-                             err);
-        if (st == SL_OK)
             st = cuda_check(
                 cudaEventCreateWithFlags(&s->done, cudaEventDisableTiming | cudaEventBlockingSync),
                 "an event", err);
     }
+    if (st == SL_OK)
+        st = host_memory((void **)&d->result, CUDA_DEPTH * rows * sizeof *d->result, "drawn tokens",
+                         err);
+    if (st == SL_OK)
+        st = host_memory((void **)&d->top, CUDA_DEPTH * rows * DRAW_TOP_MAX * sizeof *d->top,
+                         "logprobs", err);
+    d->max_samples = l->max_samples;
+    d->max_seqs = l->max_seqs;
     if (st == SL_OK)
         st = cuda_check(
             cudaMalloc((void **)&d->table, (size_t)l->max_seqs * TABLE_DEPTH * sizeof *d->table),
@@ -88,18 +96,21 @@ void step_fini(struct device *d)
     for (int i = 0; i < CUDA_DEPTH; i++) {
         struct step_slot *s = &d->slot[i];
         cudaFreeHost(s->upload);
-        cudaFreeHost(s->result);
-        cudaFreeHost(s->top);
         if (s->done)
             cudaEventDestroy(s->done);
         *s = (struct step_slot){0};
     }
+    graphs_fini(d);
     cudaFree(d->upload_device);
     cudaFree(d->table);
-    d->upload_device = NULL;
-    d->table = NULL;
+    cudaFreeHost(d->result);
+    cudaFreeHost(d->top);
+    d->upload_device = d->table = NULL;
+    d->result = NULL;
+    d->top = NULL;
     d->upload_cap = 0;
     d->n_begun = d->n_collected = 0;
+    d->max_samples = d->max_seqs = 0;
 }
 
 /* Chunks [first, end) that the last row of sequence s can see. */
@@ -110,41 +121,48 @@ static int chunk_range(const struct batch *b, int s, int window, int *first)
     return (n + CUDA_ATTN_CHUNK - 1) / CUDA_ATTN_CHUNK;
 }
 
-/* Blocks of threads for each KV head, so that all are on the device at once and have the same
- * number of pairs. */
+/* Blocks of threads for each KV head, so that all are on the device at once. In a padded step a few
+ * numbers only, else so that all have the same number of pairs. */
 static int decode_blocks(const struct device *d, const struct attn_spec *a, int n_pairs)
 {
     int group = (a->n_heads / a->n_kv_heads + 15) / 16, each = a->n_kv_heads * group;
     int most = d->n_sms * attn_decode_blocks_per_sm(a->head_dim) / each;
     most = most < 1 ? 1 : most;
+    if (d->padded) {
+        int n = 8;
+        while (n < n_pairs && n < most)
+            n *= 2;
+        return n < most ? n : most;
+    }
     int rounds = (n_pairs + most - 1) / most;
     return rounds ? (n_pairs + rounds - 1) / rounds : 0;
 }
 
+static size_t max_pairs(const struct device *d, const struct batch *b)
+{
+    size_t n = (size_t)b->limits.max_blocks + (size_t)b->limits.max_seqs;
+    return n < d->max_parts ? n : d->max_parts;
+}
+
 /* One row that sees what is before it goes over the chunks in parallel, while partial sums have
- * room; all other rows go in tiles. Both ways give the same bits. */
-static void plan_attention(struct device *d, int g)
+ * room; all other rows go in tiles. Both ways give the same bits. `part` is of this group. */
+static void plan_attention(struct device *d, int g, int32_t *header, int32_t *part)
 {
     const struct batch *b = d->batch;
     const struct attn_spec *a = &d->group[g];
     struct attn_plan *p = &d->plan[g];
-    *p = (struct attn_plan){.tokens_per_tile = attn_tokens_per_tile(a->n_heads, a->n_kv_heads),
-                            .partial = d->partial};
-    size_t max_split = (size_t)b->limits.max_blocks + (size_t)b->limits.max_seqs;
-    max_split = max_split < d->max_parts ? max_split : d->max_parts;
-    int32_t *part, *count, *pair, *tile_seq, *tile_first;
-    p->split_part = room(d, (size_t)b->n_seqs + 1, &part);
-    p->n_split = room(d, 1, &count);
-    p->tile_seq = room(d, (size_t)b->n_tokens, &tile_seq);
-    p->tile_first = room(d, (size_t)b->n_tokens, &tile_first);
-    size_t before = d->upload_used;
-    p->split = room(d, 2 * max_split, &pair);
+    size_t most = max_pairs(d, b), n_tiles = d->padded ? 0 : (size_t)b->n_tokens;
+    int32_t *pair, *tile_seq, *tile_first;
+    p->tile_seq = room(d, n_tiles, &tile_seq);
+    p->tile_first = room(d, n_tiles, &tile_first);
+    size_t at = d->upload_used;
+    (void)room(d, 2 * most, &pair);
     int n = 0;
     for (int s = 0; s < b->n_seqs; s++) {
         int q = b->q_start[s + 1] - b->q_start[s], first,
             end = chunk_range(b, s, a->window, &first);
         part[s] = n;
-        if (q == 1 && a->causal && (size_t)(n + end - first) <= max_split) {
+        if (q == 1 && a->causal && (size_t)(n + end - first) <= most) {
             for (int c = first; c < end; c++) {
                 pair[2 * n] = s;
                 pair[2 * n++ + 1] = c;
@@ -157,8 +175,11 @@ static void plan_attention(struct device *d, int g)
             tile_first[p->n_tiles++] = b->q_start[s] + t * p->tokens_per_tile;
         }
     }
-    part[b->n_seqs] = *count = n;
-    d->upload_used = (before + 2 * (size_t)n + 3) & ~(size_t)3; /* what was not needed */
+    for (int s = b->n_seqs; s <= d->rows.seqs; s++)
+        part[s] = n;
+    header[0] = n;
+    header[1] = (int32_t)at;
+    d->upload_used = (at + 2 * (size_t)n + 3) & ~(size_t)3; /* what was not needed */
     p->n_blocks = decode_blocks(d, a, n);
 }
 
@@ -177,55 +198,150 @@ static const int32_t *place_copies(struct device *d, int g, int *n)
     return to;
 }
 
+/* n values, then `fill` up to `padded`. */
+static const int32_t *place_padded(struct device *d, const int32_t *from, int n, int padded,
+                                   int32_t fill)
+{
+    int32_t *host;
+    const int32_t *to = room(d, (size_t)padded, &host);
+    if (n)
+        memcpy(host, from, (size_t)n * sizeof *from);
+    for (int i = n; i < padded; i++)
+        host[i] = fill;
+    return to;
+}
+
+/* 0, 1, ... go on where padding begins. */
+static const int32_t *place_counting(struct device *d, const int32_t *from, int n, int padded)
+{
+    int32_t *host;
+    const int32_t *to = room(d, (size_t)padded, &host);
+    if (n)
+        memcpy(host, from, (size_t)n * sizeof *from);
+    for (int i = n; i < padded; i++)
+        host[i] = i;
+    return to;
+}
+
 /* Tokens; one that only the device knows becomes ~(its row of the token table). */
 static const int32_t *place_tokens(struct device *d)
 {
     const struct batch *b = d->batch;
     int32_t *host;
-    const int32_t *to = room(d, (size_t)b->n_tokens, &host);
+    const int32_t *to = room(d, (size_t)d->rows.tokens, &host);
     for (int s = 0; s < b->n_seqs; s++)
         for (int r = b->q_start[s]; r < b->q_start[s + 1]; r++)
             host[r] = b->token[r] == TOKEN_FROM_TABLE ? ~b->seq_row[s] : b->token[r];
+    for (int r = b->n_tokens; r < d->rows.tokens; r++)
+        host[r] = 0;
     return to;
 }
 
-static void place_draws(struct device *d)
+static struct draw_row *place_draw_rows(struct device *d)
 {
     const struct draw_rows *r = d->draws;
-    if (!r || !r->n_rows)
-        return;
-    size_t each = sizeof *r->row / sizeof(int32_t);
-    d->draw_row =
-        (const struct draw_row *)place(d, (const int32_t *)r->row, (size_t)r->n_rows * each);
-    d->draw_word = place(d, r->word, (size_t)r->n_words);
+    int32_t *host;
+    int n = r ? r->n_rows : 0, padded = d->padded ? d->rows.logits : n;
+    d->draw_row = (const struct draw_row *)room(
+        d, (size_t)padded * (sizeof(struct draw_row) / sizeof(int32_t)), &host);
+    struct draw_row *to = (struct draw_row *)host;
+    if (n)
+        memcpy(to, r->row, (size_t)n * sizeof *to);
+    for (int i = n; i < padded; i++)
+        to[i] = (struct draw_row){.logit = -1};
+    return to;
 }
 
-static void place_arrays(struct device *d)
+/* The block tables of group g; `start` becomes offsets from the upload's beginning. */
+static void place_blocks(struct device *d, int g, int32_t *start)
 {
     const struct batch *b = d->batch;
     const struct batch_limits *l = &b->limits;
-    struct step_arrays a = {.n_tokens = b->n_tokens, .n_seqs = b->n_seqs, .table = d->table};
+    const int32_t *from = b->block_start + (size_t)g * ((size_t)l->max_seqs + 1);
+    size_t at = d->upload_used;
+    (void)place(d, b->block + (size_t)g * (size_t)l->max_blocks, (size_t)from[b->n_seqs]);
+    for (int s = 0; s <= d->rows.seqs; s++)
+        start[s] = (int32_t)at + from[s < b->n_seqs ? s : b->n_seqs];
+}
+
+static void place_words(struct device *d, struct draw_row *row)
+{
+    const struct draw_rows *r = d->draws;
+    int32_t at = (int32_t)d->upload_used;
+    if (!r)
+        return;
+    (void)place(d, r->word, (size_t)r->n_words);
+    for (int i = 0; i < r->n_rows; i++)
+        row[i].list += at;
+}
+
+/* Lengths first that the numbers of rows give, then those that are the step's own. */
+static void place_arrays(struct device *d, int slot)
+{
+    const struct batch *b = d->batch;
+    const struct batch_limits *l = &b->limits;
+    const struct step_rows *n = &d->rows;
+    struct step_arrays a = {
+        .n_tokens = n->tokens, .n_seqs = n->seqs, .table = d->table, .block = d->upload_device};
+    int32_t *header, *start[KV_GROUPS_MAX], *part[KV_GROUPS_MAX];
+    d->header = room(d, 1 + 2 * KV_GROUPS_MAX, &header);
+    header[0] = slot;
     a.token = place_tokens(d);
-    a.pos = place(d, b->pos, (size_t)b->n_tokens);
-    a.q_start = place(d, b->q_start, (size_t)b->n_seqs + 1);
-    a.kv_len = place(d, b->kv_len, (size_t)b->n_seqs);
-    a.logit_row = place(d, b->logit_row, (size_t)b->n_logits);
+    a.pos = place_padded(d, b->pos, b->n_tokens, n->tokens, 0);
+    a.q_start = place_counting(d, b->q_start, b->n_seqs + 1, n->seqs + 1);
+    a.kv_len = place_padded(d, b->kv_len, b->n_seqs, n->seqs, 0);
+    a.logit_row = place_counting(d, b->logit_row, b->n_logits, n->logits);
     for (int g = 0; g < d->n_groups; g++) {
-        const int32_t *start = b->block_start + (size_t)g * ((size_t)l->max_seqs + 1);
+        const struct attn_spec *spec = &d->group[g];
         d->arrays[g] = a;
-        d->arrays[g].slot =
-            place(d, b->slot + (size_t)g * (size_t)l->max_tokens, (size_t)b->n_tokens);
-        d->arrays[g].block_start = place(d, start, (size_t)b->n_seqs + 1);
-        d->arrays[g].block =
-            place(d, b->block + (size_t)g * (size_t)l->max_blocks, (size_t)start[b->n_seqs]);
-        plan_attention(d, g);
+        d->arrays[g].slot = place_padded(d, b->slot + (size_t)g * (size_t)l->max_tokens,
+                                         b->n_tokens, n->tokens, -1);
+        d->arrays[g].block_start = room(d, (size_t)n->seqs + 1, &start[g]);
+        d->plan[g] = (struct attn_plan){.tokens_per_tile =
+                                            attn_tokens_per_tile(spec->n_heads, spec->n_kv_heads),
+                                        .partial = d->partial,
+                                        .n_split = d->header + 1 + 2 * g,
+                                        .split = d->upload_device,
+                                        .split_part = room(d, (size_t)n->seqs + 1, &part[g])};
     }
-    if (d->seen_group >= 0)
-        for (int g = 0; g < d->n_groups; g++) {
-            d->arrays[g].seen = d->seen;
-            d->arrays[g].seen_slot = d->arrays[d->seen_group].slot;
-        }
-    place_draws(d);
+    for (int g = 0; d->seen_group >= 0 && g < d->n_groups; g++) {
+        d->arrays[g].seen = d->seen;
+        d->arrays[g].seen_slot = d->arrays[d->seen_group].slot;
+    }
+    struct draw_row *row = place_draw_rows(d);
+    for (int g = 0; g < d->n_groups; g++) {
+        place_blocks(d, g, start[g]);
+        plan_attention(d, g, header + 1 + 2 * g, part[g]);
+    }
+    place_words(d, row);
+}
+
+/* Rows that a step of pure decode is padded to; 0: it is not one, or too large. Its sequences, rows
+ * and logits are one and the same. */
+static int padded_rows(const struct device *d, const struct batch *b)
+{
+    const struct draw_rows *r = d->draws;
+    int n = b->n_seqs, most = b->limits.max_seqs;
+    if (d->no_graphs || !r || r->n_host || n != b->n_tokens || n != b->n_logits ||
+        n != b->n_samples || b->n_plogprobs || b->n_copies || b->n_pools)
+        return 0;
+    for (int i = 0; i < n; i++)
+        if (b->logit_row[i] != i || b->sample[i].logit != i)
+            return 0;
+    for (int g = 0; g < d->n_groups; g++) {
+        size_t pairs = 0;
+        for (int s = 0, first; s < n; s++)
+            pairs += (size_t)(chunk_range(b, s, 0, &first) - first);
+        if (!d->group[g].causal || pairs > max_pairs(d, b))
+            return 0;
+    }
+    int to = n <= 4     ? n
+             : n <= 32  ? (n + 3) / 4 * 4
+             : n <= 128 ? (n + 15) / 16 * 16
+                        : (n + 31) / 32 * 32;
+    most = most < d->draw_rows ? most : d->draw_rows;
+    to = to < most ? to : most;
+    return to >= n && to <= GRAPH_ROWS_MAX ? to : 0;
 }
 
 static void copy_blocks(struct device *d, int g, const int32_t *pairs, int n)
@@ -250,11 +366,14 @@ enum sl_status step_begin(struct device *d, const struct batch *b, struct sl_err
     if (st)
         return st;
     const int32_t *copies[KV_GROUPS_MAX];
-    int n_copies[KV_GROUPS_MAX];
+    int n_copies[KV_GROUPS_MAX], padded = padded_rows(d, b);
     d->batch = b;
+    d->padded = padded > 0;
+    d->rows = padded ? (struct step_rows){padded, padded, padded}
+                     : (struct step_rows){b->n_tokens, b->n_seqs, b->n_logits};
     d->upload_host = s->upload;
     d->upload_used = 0;
-    place_arrays(d);
+    place_arrays(d, (int)(d->n_begun % CUDA_DEPTH));
     for (int g = 0; g < d->n_groups; g++)
         copies[g] = place_copies(d, g, &n_copies[g]);
     cudaMemcpyAsync(d->upload_device, d->upload_host, d->upload_used * sizeof(int32_t),
@@ -265,6 +384,7 @@ enum sl_status step_begin(struct device *d, const struct batch *b, struct sl_err
         if (n_copies[g])
             copy_blocks(d, g, copies[g], n_copies[g]);
     d->n_begun++;
+    graph_begin(d);
     return SL_OK;
 }
 
@@ -291,6 +411,7 @@ enum sl_status step_end(struct device *d, struct sl_err *err)
 enum sl_status step_launched(struct device *d, struct sl_err *err)
 {
     fuse_flush(d);
+    graph_end(d);
     cudaEventRecord(d->slot[(d->n_begun - 1) % CUDA_DEPTH].done, d->stream);
     cuda_note(d, "a step's end");
     return failure(d, cudaSuccess, err);
@@ -300,8 +421,9 @@ enum sl_status step_collect(struct device *d, const struct draw_result **result,
                             const struct draw_top **top, struct sl_err *err)
 {
     SL_ASSERT(d->n_collected < d->n_begun);
-    const struct step_slot *s = &d->slot[d->n_collected++ % CUDA_DEPTH];
-    *result = s->result;
-    *top = s->top;
+    size_t slot = d->n_collected++ % CUDA_DEPTH, first = slot * (size_t)d->max_samples;
+    const struct step_slot *s = &d->slot[slot];
+    *result = d->result + first;
+    *top = d->top + first * DRAW_TOP_MAX;
     return cuda_check(cudaEventSynchronize(s->done), "a kernel of this step", err);
 }
