@@ -339,6 +339,15 @@ class Broken(HubTest):
         self.whole(self.pull())
         self.assertEqual(self.ranges(), [f"bytes={left}-"])
 
+    def test_a_server_that_falls_silent(self):
+        from threading import Event
+        fault = {"wait_after": 2000000, "waiting": Event(), "go_on": Event()}
+        self.addCleanup(fault["go_on"].set)
+        self.hub.fault("storage model.safetensors", 1, **fault)
+        self.whole(self.pull(env={"HF_HUB_DOWNLOAD_TIMEOUT": "1"}))
+        self.assertEqual(self.ranges()[0], None)
+        self.assertRegex(self.ranges()[1], r"^bytes=\d+-$")
+
     def test_two_at_once(self):
         from threading import Event
         fault = {"wait_after": 1000, "waiting": Event(), "go_on": Event()}
