@@ -49,6 +49,7 @@ static void set_params(struct offline_job *job, const struct options *o, int out
 {
     sl_sampling_params_init(&job->params);
     job->params.n = o->sampling.n;
+    job->params.use_beam_search = o->sampling.use_beam_search;
     job->params.temperature = isnan(o->sampling.temperature) ? 1 : o->sampling.temperature;
     job->params.top_p = 1;
     job->params.ignore_eos = true;

@@ -37,7 +37,7 @@ struct sampling_options {
     int top_k, n, max_tokens, min_tokens, logprobs, prompt_logprobs;
     const char *const *stop;
     int n_stop;
-    bool ignore_eos;
+    bool ignore_eos, use_beam_search;
 };
 
 /* Datasets: what the benchmarks ask for. */

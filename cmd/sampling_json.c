@@ -33,6 +33,7 @@ void sampling_from_options(struct sl_sampling_params *p, const struct sampling_o
     put_int(&p->prompt_logprobs, s->prompt_logprobs);
     p->n = s->n;
     p->ignore_eos = p->ignore_eos || s->ignore_eos;
+    p->use_beam_search = p->use_beam_search || s->use_beam_search;
     if (s->n_stop) {
         p->stop = s->stop;
         p->n_stop = s->n_stop;

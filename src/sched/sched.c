@@ -249,7 +249,7 @@ void sequence_finish(struct sched *s, struct sequence *q, enum sl_finish why)
     }
     q->state = SEQ_FINISHED;
     q->finish = why;
-    if (s->proposer && s->proposer->ops->finished && why != SL_ABORT)
+    if (s->proposer && s->proposer->ops->finished && why != SL_ABORT && !q->req->beam)
         s->proposer->ops->finished(s->proposer, q);
     s->stats.n_finished++;
     struct request *r = q->req;

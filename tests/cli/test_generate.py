@@ -94,6 +94,15 @@ class Output(unittest.TestCase):
         self.assertAlmostEqual(best["score"], best["cumulative_logprob"] / 64, 6)
         self.assertEqual(a["usage"]["completion_tokens"], 16)
 
+    def test_beams_by_flag(self):
+        code, out, err = run("generate", MODEL, "--json", "--use-beam-search", "-n", "3",
+                             "--max-tokens", "4", "The tar command")
+        self.assertEqual(code, 0, err)
+        outputs = lines(out)[0]["outputs"]
+        self.assertEqual(len({o["text"] for o in outputs}), 3)
+        self.assertEqual([o["score"] for o in outputs],
+                         sorted((o["score"] for o in outputs), reverse=True))
+
     def test_one_bad_prompt_does_not_hurt_the_others(self):
         rows = [{"prompt": "fine", "max_tokens": 2}, {"prompt": "x", "temperature": 9}, {"prompt": []},
                 {"prompt": [10**6]}, {"prompt": "x", "top_p": "y"}, {"nothing": 1},
