@@ -1,6 +1,7 @@
 /* From a configuration to a backend that is ready but for its memory: the model's spec and
  * defaults, the tokenizer, the device, the sizes.
  * SPDX-License-Identifier: Apache-2.0 */
+#include "backend/cpu/isa.h"
 #include "backend/sim/sim.h"
 #include "base/limits.h"
 #include "base/clock.h"
@@ -173,7 +174,12 @@ static enum sl_status see_machine(struct sl_engine *e, const struct model_info *
         .threads = cfg->threads > 0 ? cfg->threads : limits_cores(),
         .memory_left = (uint64_t)limits_memory_available(),
         .flops_per_token = mi->flops_per_token ? (double)mi->flops_per_token : 1,
+        .core_flops_per_s = 100e9, /* of a simulated one, so that sizes don't depend on the host */
     };
+    if (cfg->device == SL_DEVICE_REF)
+        m->core_flops_per_s = 1e9;
+    else if (cfg->device != SL_DEVICE_SIM)
+        m->core_flops_per_s = cpu_isa_core_flops(cpu_isa_current());
     if (cfg->device == SL_DEVICE_SIM && strcmp(cfg->sim_device, "h200") == 0) {
         m->memory = UINT64_C(139) << 30;
         m->memory_left = m->memory > mi->weight_bytes ? m->memory - mi->weight_bytes : 0;

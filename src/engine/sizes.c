@@ -5,17 +5,11 @@
 
 static const double GIB = 1024.0 * 1024.0 * 1024.0;
 
-/* What one core does for a dense product, with the kernels at hand; a step's length follows. */
-static double host_flops_per_s(const struct machine *m)
-{
-    return m->device == SL_DEVICE_REF ? 1e9 : 100e9 * m->threads;
-}
-
 /* About 200 ms of work, so that a long prompt delays the others' next token by no more; a power of
  * two from 256 to 8192. */
 static int tokens_of_200_ms(const struct machine *m)
 {
-    double fit = 0.2 * host_flops_per_s(m) / m->flops_per_token;
+    double fit = 0.2 * m->threads * m->core_flops_per_s / m->flops_per_token;
     int n = 256;
     while (n < 8192 && n * 2 <= fit)
         n *= 2;

@@ -16,7 +16,7 @@ struct machine {
     uint64_t memory_left; /* bytes, of the host or of the device's own; 0: unknown */
     uint64_t memory;      /* the device's own in all, 0: it has none */
     uint64_t step_bytes;  /* what a step's buffers will take of it */
-    double flops_per_token;
+    double flops_per_token, core_flops_per_s; /* the latter of a host device */
 };
 
 /* Fills max_num_batched_tokens and max_num_seqs where they are 0, and turns

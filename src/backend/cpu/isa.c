@@ -85,6 +85,14 @@ enum cpu_isa cpu_isa_current(void)
     return have < cap ? have : cap;
 }
 
+double cpu_isa_core_flops(enum cpu_isa isa)
+{
+    /* Zen 4 without and with VDPBF16PS; Intel's cores, which have tiles, do that one at half rate.
+     */
+    static const double rate[] = {2e9, 80e9, 200e9, 100e9};
+    return rate[isa];
+}
+
 const char *cpu_isa_name(enum cpu_isa isa)
 {
     return names[isa];

@@ -26,5 +26,8 @@ bool cpu_isa_limit(const char *name);
 /* The level that a device created now would use. */
 enum cpu_isa cpu_isa_current(void);
 const char *cpu_isa_name(enum cpu_isa isa);
+/* Operations a second that one core does in products of bf16 weights, about: steps are sized by it.
+ */
+double cpu_isa_core_flops(enum cpu_isa isa);
 
 #endif
