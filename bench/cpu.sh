@@ -38,6 +38,10 @@ llama() { # format: q8_0, q4_0 or bf16, in turn with our steps
     [ -s "$gguf/1b-bf16.gguf" ] || python3 bench/llama_gguf.py "$model" "$gguf/1b-bf16.gguf"
     [ -s "$gguf/1b-$1.gguf" ] ||
         "$LLAMA_BIN/llama-quantize" "$gguf/1b-bf16.gguf" "$gguf/1b-$1.gguf" "${1^^}" > /dev/null 2>&1
+    local ours=bf16
+    [ "$1" != q8_0 ] || ours=int8
+    [ "$1" != q4_0 ] || ours=int4
+    "$build/bench_cpu_steps" "$model" "$threads" $ours 2> /dev/null > "$out/turn-$ours.txt"
     "$LLAMA_BIN/llama-bench" -m "$gguf/1b-$1.gguf" -p 512 -n 32 -t "$threads" -r 2 -fa 1 -o jsonl \
         2> /dev/null > "$out/llama-$1.jsonl"
     "$LLAMA_BIN/llama-batched-bench" -m "$gguf/1b-$1.gguf" -c 24576 -b 2048 -ub 512 -npp 256 \

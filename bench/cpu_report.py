@@ -55,10 +55,12 @@ class Raw:
         with open(self.path(name), encoding="utf-8") as f:
             return [json.loads(line) for line in f if line.startswith("{")]
 
-    def steps(self, form, threads):
-        """(batch, tokens of each) -> seconds, readable bytes, possible operations."""
+    def steps(self, form, threads=None):
+        """(batch, tokens of each) -> seconds, readable bytes, possible operations. Without threads:
+        those measured in turn with llama.cpp."""
+        name = f"steps-{form}-{threads}.txt" if threads else f"turn-{form}.txt"
         return {(int(b), int(t)): (float(ms) / 1e3, float(read), float(ops))
-                for _, b, _, t, ms, read, ops in self.lines(f"steps-{form}-{threads}.txt", STEP)}
+                for _, b, _, t, ms, read, ops in self.lines(name, STEP)}
 
 
 def mean_over_shapes(rows, m, column):
@@ -167,8 +169,8 @@ def llama_speeds(raw, form):
     return speed
 
 
-def our_speeds(raw, form, threads):
-    steps = raw.steps(form, threads)
+def our_speeds(raw, form):
+    steps = raw.steps(form)
     speed = {b: b / s[0] for (b, n), s in steps.items() if n == 1}
     if (1, 512) in steps:
         speed["prefill"] = 512 / steps[1, 512][0]
@@ -180,12 +182,12 @@ def best(speeds, what):
     return max(found) if found else None
 
 
-def llama_rows(t, raw, threads):
+def llama_rows(t, raw):
     kinds = (("int8 or int4 against Q8_0 or Q4_0", ("int8", "int4"), ("q8_0", "q4_0"),
               {"prefill": 6, 1: 1.05, 16: 3, 32: 5, 64: 8}),
              ("bf16 against BF16", ("bf16",), ("bf16",), {"prefill": 10, 1: 1.1, 16: 5, 32: 6}))
     for title, ours, theirs, goals in kinds:
-        mine = [our_speeds(raw, f, threads) for f in ours]
+        mine = [our_speeds(raw, f) for f in ours]
         other = [llama_speeds(raw, f) for f in theirs]
         for what, goal in goals.items():
             name = "prefill 512" if what == "prefill" else f"decode batch {what}"
@@ -239,7 +241,7 @@ def report(folder, target, commit):
     decode_rows(t, raw, threads)
     attention_rows(t, raw)
     thread_rows(t, raw, threads)
-    llama_rows(t, raw, threads)
+    llama_rows(t, raw)
     dnnl_rows(t, raw)
     with open("/proc/cpuinfo", encoding="utf-8") as f:
         machine = re.search(r"model name\s*: (.*)", f.read()).group(1)

@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCK = 16, CONTEXT = 256, PREFILL = 512, MOST = 64, ROUND_MS = 4000, CEILING_RUNS = 4 };
+enum { BLOCK = 16, CONTEXT = 256, SHORT = 16, PREFILL = 512, MOST = 64, ROUND_MS = 4000, CEILING_RUNS = 4 };
 
 struct bench {
     struct ceilings *ceilings;
@@ -167,7 +167,7 @@ int main(int argc, char **argv)
     if (ceilings_run(b.ceilings, b.rate) <= 0)
         b.rate = CEILING_F32;
     open_model(&b, argv[1], threads, argc > 4 ? argv[4] : "auto");
-    row(&b, 1, CONTEXT, 1);
+    row(&b, 1, SHORT, 1);
     row(&b, 16, CONTEXT, 1);
     row(&b, 32, CONTEXT, 1);
     row(&b, MOST, CONTEXT, 1);
