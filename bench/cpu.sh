@@ -42,11 +42,19 @@ llama() { # format: q8_0, q4_0 or bf16, in turn with our steps
     [ "$1" != q8_0 ] || ours=int8
     [ "$1" != q4_0 ] || ours=int4
     "$build/bench_cpu_steps" "$model" "$threads" $ours 2> /dev/null > "$out/turn-$ours.txt"
-    "$LLAMA_BIN/llama-bench" -m "$gguf/1b-$1.gguf" -p 512 -n 32 -t "$threads" -r 2 -fa 1 -o jsonl \
+    "$LLAMA_BIN/llama-bench" -m "$gguf/1b-$1.gguf" -p 512 -n 0 -t "$threads" -r 2 -fa 1 -o jsonl \
         2> /dev/null > "$out/llama-$1.jsonl"
     "$LLAMA_BIN/llama-batched-bench" -m "$gguf/1b-$1.gguf" -c 24576 -b 2048 -ub 512 -npp 256 \
         -ntg 8 -npl 16,32,64 -pps -fa on -t "$threads" --output-format jsonl 2> /dev/null \
         > "$out/llama-batched-$1.jsonl"
+    "$build/bench_cpu_steps" "$model" "$threads" $ours 2> /dev/null >> "$out/turn-$ours.txt"
+    rm -f "$out/one-$ours.txt" "$out/llama-one-$1.jsonl"
+    for _ in 1 2 3; do # one sequence is as fast as memory, whose speed changes from minute to minute
+        "$build/bench_cpu_steps" "$model" "$threads" $ours auto one 2> /dev/null \
+            >> "$out/one-$ours.txt"
+        "$LLAMA_BIN/llama-bench" -m "$gguf/1b-$1.gguf" -p 0 -n 32 -t "$threads" -r 1 -fa 1 \
+            -o jsonl 2> /dev/null >> "$out/llama-one-$1.jsonl"
+    done
 }
 
 "$build/sluice" bench ceilings --threads "$threads" --output-json "$out/ceilings.json"

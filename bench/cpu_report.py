@@ -57,10 +57,18 @@ class Raw:
 
     def steps(self, form, threads=None):
         """(batch, tokens of each) -> seconds, readable bytes, possible operations. Without threads:
-        those measured in turn with llama.cpp."""
-        name = f"steps-{form}-{threads}.txt" if threads else f"turn-{form}.txt"
-        return {(int(b), int(t)): (float(ms) / 1e3, float(read), float(ops))
-                for _, b, _, t, ms, read, ops in self.lines(name, STEP)}
+        those measured before and after llama.cpp, their means."""
+        if not threads:
+            found = self.step_means(f"turn-{form}.txt")
+            found.update(self.step_means(f"one-{form}.txt"))
+            return found
+        return self.step_means(f"steps-{form}-{threads}.txt")
+
+    def step_means(self, name):
+        found = {}
+        for _, b, _, t, ms, read, ops in self.lines(name, STEP):
+            found.setdefault((int(b), int(t)), []).append((float(ms) / 1e3, float(read), float(ops)))
+        return {k: tuple(sum(column) / len(v) for column in zip(*v)) for k, v in found.items()}
 
 
 def mean_over_shapes(rows, m, column):
@@ -163,7 +171,11 @@ def dnnl_rows(t, raw):
 def llama_speeds(raw, form):
     speed = {}
     for r in raw.jsonl(f"llama-{form}.jsonl"):
-        speed["prefill" if r["n_prompt"] else 1] = r["avg_ts"]
+        if r["n_prompt"]:
+            speed["prefill"] = r["avg_ts"]
+    one = [r["avg_ts"] for r in raw.jsonl(f"llama-one-{form}.jsonl")]
+    if one:
+        speed[1] = len(one) / sum(1 / v for v in one)
     for r in raw.jsonl(f"llama-batched-{form}.jsonl"):
         speed[r["pl"]] = r["speed_tg"]
     return speed

@@ -1,7 +1,9 @@
 /* bench_cpu_steps: whole forward passes on the CPU device, with dummy weights and an empty cache,
  * each beside the machine's ceilings. What bench/cpu.sh's rows of prefill and decode come from.
  *
- *     bench_cpu_steps MODEL_DIR THREADS FORMAT [KV_TYPE]     FORMAT: bf16, int8 or int4
+ *     bench_cpu_steps MODEL_DIR THREADS FORMAT [KV_TYPE [one]]
+ *
+ * FORMAT: bf16, int8 or int4; one: only the decode step of one sequence.
  *
  * A line gives the median time of a step, and the medians of what the ceilings allow meanwhile:
  * bytes read (time x bandwidth) and operations (time x rate).
@@ -16,7 +18,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCK = 16, CONTEXT = 256, SHORT = 16, PREFILL = 512, MOST = 64, ROUND_MS = 4000, CEILING_RUNS = 4 };
+enum {
+    BLOCK = 16,
+    CONTEXT = 256,
+    SHORT = 16,
+    PREFILL = 512,
+    MOST = 64,
+    ROUND_MS = 4000,
+    CEILING_RUNS = 4
+};
 
 struct bench {
     struct ceilings *ceilings;
@@ -168,10 +178,12 @@ int main(int argc, char **argv)
         b.rate = CEILING_F32;
     open_model(&b, argv[1], threads, argc > 4 ? argv[4] : "auto");
     row(&b, 1, SHORT, 1);
-    row(&b, 16, CONTEXT, 1);
-    row(&b, 32, CONTEXT, 1);
-    row(&b, MOST, CONTEXT, 1);
-    row(&b, 1, 0, PREFILL);
+    if (argc < 6) {
+        row(&b, 16, CONTEXT, 1);
+        row(&b, 32, CONTEXT, 1);
+        row(&b, MOST, CONTEXT, 1);
+        row(&b, 1, 0, PREFILL);
+    }
     b.backend->ops->destroy(b.backend);
     batch_destroy(&b.batch);
     step_result_destroy(&b.result);
