@@ -14,6 +14,7 @@ int command_chat(struct options *o);
 int command_complete(struct options *o);
 int command_generate(struct options *o);
 int command_run_batch(struct options *o);
+int command_embed(struct options *o);
 int command_tokenize(struct options *o);
 int command_detokenize(struct options *o);
 int command_render(struct options *o);

@@ -8,7 +8,7 @@
 
 #define ENGINE                                                                                   \
     (CMD_SERVE | CMD_CHAT | CMD_COMPLETE | CMD_GENERATE | CMD_RUN_BATCH | CMD_BENCH_THROUGHPUT | \
-     CMD_BENCH_LATENCY | CMD_BENCH_STARTUP | CMD_BENCH_SIM | CMD_BENCH_POLICIES)
+     CMD_BENCH_LATENCY | CMD_BENCH_STARTUP | CMD_BENCH_SIM | CMD_BENCH_POLICIES | CMD_EMBED)
 #define SERVER (CMD_SERVE | CMD_RUN_BATCH) /* run-batch answers requests as serve does */
 #define TEXT (CMD_TOKENIZE | CMD_DETOKENIZE | CMD_RENDER)
 #define SAMPLE (CMD_CHAT | CMD_COMPLETE | CMD_GENERATE)
@@ -52,7 +52,7 @@ const struct flag flag_table[] = {
     {.name = "input-file",
      .short_name = "i",
      .kind = FLAG_STRING,
-     .commands = CMD_RUN_BATCH | CMD_GENERATE | TEXT,
+     .commands = CMD_RUN_BATCH | CMD_GENERATE | CMD_EMBED | TEXT,
      .group = "Files",
      AT(input_file),
      .meta = "FILE",
@@ -60,7 +60,7 @@ const struct flag flag_table[] = {
     {.name = "output-file",
      .short_name = "o",
      .kind = FLAG_STRING,
-     .commands = CMD_RUN_BATCH | CMD_GENERATE | TEXT,
+     .commands = CMD_RUN_BATCH | CMD_GENERATE | CMD_EMBED | TEXT,
      .group = "Files",
      AT(output_file),
      .meta = "FILE",
@@ -203,8 +203,26 @@ const struct flag flag_table[] = {
      .help = "No model code is ever run."},
     {MODEL_ROW(FLAG_STRING, "tokenizer-mode"), .state = FLAG_LATER, NOT_STORED,
      .only = "auto|hf|slow", .shown = "auto", .help = "Kind of tokenizer."},
-    {MODEL_ROW(FLAG_STRING, "runner"), .state = FLAG_LATER, NOT_STORED, .only = "auto|generate",
-     .shown = "auto", .help = "generate or pooling."},
+    {MODEL_ROW(FLAG_ENUM, "runner"), AT(engine.runner), .choices = "auto|generate|pooling",
+     .meta = "RUNNER", .shown = "auto",
+     .help = "generate text, or pooling: embeddings and scores; auto: what the model is for."},
+    {MODEL_ROW(FLAG_STRING, "convert"), AT(engine.convert), .choices = "auto|none|embed|classify",
+     .shown = "auto", .help = "Make a text-generation model embed, by its hidden states."},
+    {MODEL_ROW(FLAG_JSON, "pooler-config"), AT(engine.pooler_config),
+     .help = "How hidden states are pooled: pooling_type (CLS, LAST, MEAN), use_activation,\n"
+             "dimensions, task (embed, token_embed)."},
+    {.name = "dimensions",
+     .kind = FLAG_INT,
+     .commands = CMD_EMBED,
+     .group = "Embedding",
+     AT(dimensions),
+     .help = "Keep the first N values, of a model made for it."},
+    {.name = "truncate",
+     .kind = FLAG_BOOL,
+     .commands = CMD_EMBED,
+     .group = "Embedding",
+     AT(truncate),
+     .help = "Cut texts that are longer than the model takes."},
     {MODEL_ROW(FLAG_BOOL, "enable-sleep-mode"), .state = FLAG_LATER, NOT_STORED,
      .help = "Free device memory on request."},
     {MODEL_ROW(FLAG_STRING, "allowed-local-media-path"), .state = FLAG_LATER, NOT_STORED,

@@ -37,6 +37,12 @@ static const struct command commands[] = {
      "They are arguments, or lines of a file (-i), or lines of standard input.\n"
      "A line that begins with { is a JSON object: prompt (text or token ids), messages, id, and\n"
      "sampling parameters by their names. Results come in the order of the prompts."},
+    {NULL, "embed", CMD_EMBED, command_embed, MODEL_NEEDED, true, SL_LOG_WARNING,
+     "MODEL [TEXT ...]",
+     "Texts to vectors, or to the values of a classification head; JSON Lines out.\n"
+     "They are arguments, or lines of a file (-i), or lines of standard input.\n"
+     "A line that begins with { is a JSON object: text (and pair, for a cross-encoder) or tokens,\n"
+     "and id. Any decoder embeds too: by its last position, unless its files say otherwise."},
     {NULL, "run-batch", CMD_RUN_BATCH, command_run_batch, MODEL_NEEDED, false, SL_LOG_INFO,
      "-i IN.jsonl -o OUT.jsonl --model MODEL",
      "Answer a file of OpenAI batch requests, one JSON object a line."},

@@ -27,7 +27,8 @@ enum command_bit {
     CMD_BENCH_CEILINGS = 1 << 14,
     CMD_PULL = 1 << 15,
     CMD_LS = 1 << 16,
-    CMD_RM = 1 << 17
+    CMD_RM = 1 << 17,
+    CMD_EMBED = 1 << 20
 };
 
 /* What a request asks for, where the command line says so; NAN and SL_NONE mean "not said". */
@@ -112,6 +113,8 @@ struct options {
     const char *model_flag; /* --model; the positional model wins when both are the same or one */
     int log_level;          /* 0 debug .. 3 error; -1: the command's own default */
     const char *input_file, *output_file; /* -i, -o */
+    int dimensions;                       /* embed: the first so many values; 0: all */
+    bool truncate;                        /* embed: cut what is too long */
     const char *output_tmp_dir;           /* run-batch: where answers wait to be sent to a URL */
     const char *system_prompt;
     bool chat;                /* generate --chat */

@@ -20,7 +20,7 @@
 #include <jansson.h>
 
 #define MAX_LINE_BYTES ((size_t)64 << 20)
-#define SUPPORTED "/v1/chat/completions, /v1/completions"
+#define SUPPORTED "/v1/chat/completions, /v1/completions, /v1/embeddings, /score, /rerank"
 
 /* One line, from reading it to writing its answer. */
 struct slot {
@@ -46,6 +46,7 @@ struct batch {
     struct progress progress;
     struct timespec start;
     bool write_failed;
+    bool pools; /* the model embeds or scores, it does not generate */
 };
 
 static void on_answer(void *ctx, int http_status, const char *body, size_t bytes)
@@ -76,23 +77,27 @@ static void refuse(struct slot *s, char *message)
     s->done = true;
 }
 
-static bool supported(const char *url)
+static bool generates(const char *url)
 {
     return !strcmp(url, "/v1/chat/completions") || !strcmp(url, "/v1/completions");
 }
 
-/* What vLLM knows and a model that only generates text does not do. */
-static bool other_endpoint(const char *url)
+static bool pools(const char *url)
 {
     size_t len = strlen(url);
-    return !strcmp(url, "/v1/embeddings") || !strcmp(url, "/v1/audio/transcriptions") ||
-           !strcmp(url, "/v1/audio/translations") ||
-           (len >= 6 && !strcmp(url + len - 6, "/score")) ||
+    return !strcmp(url, "/v1/embeddings") || (len >= 6 && !strcmp(url + len - 6, "/score")) ||
            (len >= 7 && !strcmp(url + len - 7, "/rerank"));
 }
 
+/* What vLLM knows and this model does not do. */
+static bool other_endpoint(const struct batch *b, const char *url)
+{
+    return (b->pools ? generates(url) : pools(url)) || !strcmp(url, "/v1/audio/transcriptions") ||
+           !strcmp(url, "/v1/audio/translations");
+}
+
 /* NULL when the line is a request; else what is wrong with it. */
-static char *check_line(const json_t *line)
+static char *check_line(const struct batch *b, const json_t *line)
 {
     const char *url = json_string_value(json_object_get(line, "url"));
     const char *method = json_string_value(json_object_get(line, "method"));
@@ -105,9 +110,9 @@ static char *check_line(const json_t *line)
         return xstrdup("\"method\" must be \"POST\"");
     if (!url)
         return xstrdup("\"url\" must be a string");
-    if (other_endpoint(url))
+    if (other_endpoint(b, url))
         return xformat("Model does not support endpoint: %.200s", url);
-    if (!supported(url))
+    if (!generates(url) && !pools(url))
         return xformat("URL %.200s was used. Supported endpoints: " SUPPORTED, url);
     if (!json_is_object(body))
         return xstrdup("\"body\" must be a JSON object");
@@ -151,7 +156,7 @@ static void take_line(struct batch *b, const char *text, size_t len)
     json_error_t why;
     *s = (struct slot){.batch = b};
     json_t *line = json_loadb(text, len, JSON_ALLOW_NUL, &why);
-    char *wrong = line ? check_line(line) : xformat("not JSON: %s", why.text);
+    char *wrong = line ? check_line(b, line) : xformat("not JSON: %s", why.text);
     s->custom_id = json_incref(json_object_get(line, "custom_id"));
     b->n_read++;
     if (wrong)
@@ -315,6 +320,7 @@ static int run_with_engine(struct batch *b)
         fail_with(EXIT_FAILED, "%s", err.msg);
     } else {
         sl_engine_info(engine, &info);
+        b->pools = info.pools;
         b->n_slots = 2L * (info.max_num_seqs > 0 ? info.max_num_seqs : 1);
         b->slots = xcalloc((size_t)b->n_slots, sizeof *b->slots);
         clock_gettime(CLOCK_MONOTONIC, &b->start);

@@ -423,6 +423,18 @@ SL_API SL_MUST_CHECK enum sl_status sl_text_encode_max(const struct sl_text *t, 
                                                        size_t bytes, bool add_special_tokens,
                                                        size_t max_tokens, int32_t **ids, size_t *n,
                                                        struct sl_err *err);
+/* A pair of texts, as cross-encoders take it ([CLS] A [SEP] B [SEP]); *n_first: the tokens before
+ * B's own, for sl_pooling_params. */
+SL_API SL_MUST_CHECK enum sl_status sl_text_encode_pair(const struct sl_text *t, const char *a,
+                                                        size_t a_bytes, const char *b,
+                                                        size_t b_bytes, int32_t **ids, size_t *n,
+                                                        size_t *n_first, struct sl_err *err);
+/* Cuts what sl_text_encode (n_first NULL) or sl_text_encode_pair gave to `keep` tokens, as
+ * transformers does: special tokens around the texts stay, of a pair the longer one loses first.
+ * left: what is kept is a text's end. */
+SL_API SL_MUST_CHECK enum sl_status sl_text_truncate(const struct sl_text *t, int32_t *ids,
+                                                     size_t *n, size_t *n_first, size_t keep,
+                                                     bool left, struct sl_err *err);
 /* Decode; *text is NUL-terminated, free it with sl_free. Ids outside the vocabulary: SL_EINVAL. */
 SL_API SL_MUST_CHECK enum sl_status sl_text_decode(const struct sl_text *t, const int32_t *ids,
                                                    size_t n, bool skip_special_tokens, char **text,

@@ -29,7 +29,7 @@ enum sl_status sl_text_open(struct sl_text **out, const char *model, const char 
         sl_text_close(&t);
         return st;
     }
-    if (chat_problem(t->chat))
+    if (model && chat_has_template(t->chat) && chat_problem(t->chat))
         log_warning("The chat template cannot be used: %s", chat_problem(t->chat));
     *out = t;
     return SL_OK;
@@ -86,6 +86,80 @@ enum sl_status sl_text_encode(const struct sl_text *t, const char *text, size_t 
                               bool add_special_tokens, int32_t **ids, size_t *n, struct sl_err *err)
 {
     return sl_text_encode_max(t, text, bytes, add_special_tokens, 0, ids, n, err);
+}
+
+enum sl_status sl_text_encode_pair(const struct sl_text *t, const char *a, size_t a_bytes,
+                                   const char *b, size_t b_bytes, int32_t **ids, size_t *n,
+                                   size_t *n_first, struct sl_err *err)
+{
+    struct token_vec v = {0};
+    enum sl_status st = need_tokenizer(t, err);
+    if (!st)
+        st = tokenizer_encode_pair(t->tokenizer, a, a_bytes, b, b_bytes, ENCODE_ADD_SPECIAL,
+                                   n_first, &v, err);
+    if (!st && !v.ids && !(v.ids = mem_alloc(1, sizeof *v.ids)))
+        st = SL_FAIL(err, SL_ENOMEM, "no memory for tokens");
+    if (st) {
+        token_vec_fini(&v);
+        return st;
+    }
+    *ids = v.ids;
+    *n = v.n;
+    return SL_OK;
+}
+
+/* Where the texts lie among the special tokens: [start, start + n). */
+struct span {
+    size_t start, n;
+};
+
+/* From what the tokenizer puts around empty texts. */
+static enum sl_status find_texts(const struct sl_text *t, const int32_t *ids, size_t n,
+                                 const size_t *n_first, struct span text[2], struct sl_err *err)
+{
+    int32_t *bare = NULL;
+    size_t n_bare = 0, second = 0, lead = 0;
+    enum sl_status st = n_first ? sl_text_encode_pair(t, "", 0, "", 0, &bare, &n_bare, &second, err)
+                                : sl_text_encode(t, "", 0, true, &bare, &n_bare, err);
+    if (st)
+        return st;
+    size_t first = n_first ? second : n_bare; /* special tokens up to the second text, or all */
+    while (lead < first && lead < n && ids[lead] == bare[lead])
+        lead++;
+    mem_free(bare);
+    size_t end = n_first ? *n_first : n,
+           after = first - lead; /* between the first and the second */
+    if (n < n_bare || end < lead + after)
+        return SL_FAIL(err, SL_EINVAL, "these are not the tokens of such a text");
+    text[0] = (struct span){lead, end - lead - after};
+    text[1] = (struct span){end, n_first ? n - end - (n_bare - second) : 0};
+    return SL_OK;
+}
+
+enum sl_status sl_text_truncate(const struct sl_text *t, int32_t *ids, size_t *n, size_t *n_first,
+                                size_t keep, bool left, struct sl_err *err)
+{
+    struct span text[2];
+    if (*n <= keep)
+        return SL_OK;
+    enum sl_status st = find_texts(t, ids, *n, n_first, text, err);
+    if (st)
+        return st;
+    size_t over = *n - keep, cut[2] = {0};
+    for (; over && text[0].n + text[1].n; over--) { /* one by one from the longer */
+        int from = text[0].n >= text[1].n ? 0 : 1;
+        text[from].n--;
+        cut[from]++;
+    }
+    for (int i = 1; i >= 0; i--) { /* the later one first: the other's place stays */
+        size_t at = text[i].start + (left ? 0 : text[i].n);
+        memmove(ids + at, ids + at + cut[i], (*n - at - cut[i]) * sizeof *ids);
+        *n -= cut[i];
+    }
+    if (n_first)
+        *n_first -= cut[0];
+    *n = *n < keep ? *n : keep; /* less than the special tokens: they are cut too */
+    return SL_OK;
 }
 
 enum sl_status sl_text_decode(const struct sl_text *t, const int32_t *ids, size_t n,

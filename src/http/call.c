@@ -25,30 +25,40 @@ static void call_wake(void *ctx)
     loop_post(c->loop, c);
 }
 
-static bool submit_one(struct call *c, int i, const struct sl_input *in,
-                       const struct sl_sampling_params *params)
+/* The engine's queue is full, and a batch that is in no hurry tries again after a pause. */
+static bool try_again(const struct call *c, enum sl_status st)
 {
     struct sl_server *s = c->loop->srv;
-    struct sl_err err = {0};
-    enum sl_status st;
-    for (;;) {
-        st = sl_submit(s->engine, in, params, call_wake, c, &c->reqs[i], &err);
-        if (st != SL_EAGAIN || !s->offline || atomic_load(&s->killed))
-            break;
-        struct timespec pause = {.tv_nsec =
-                                     RETRY_MS * 1000000L}; /* a batch waits, it is in no hurry */
-        nanosleep(&pause, NULL);
-    }
+    if (st != SL_EAGAIN || !s->offline || atomic_load(&s->killed))
+        return false;
+    struct timespec pause = {.tv_nsec = RETRY_MS * 1000000L};
+    nanosleep(&pause, NULL);
+    return true;
+}
+
+static bool accepted(struct call *c, enum sl_status st, struct sl_err *err)
+{
     if (st == SL_OK)
         return true;
     if (st == SL_EAGAIN)
         return oai_fail(&c->error, 429, NULL, NULL,
                         "The server's queue of requests is full (--max-num-queued-reqs). Try again "
                         "later.");
-    err.code = st;
-    if (!err.msg[0])
-        snprintf(err.msg, sizeof err.msg, "The request was not accepted");
-    return oai_fail_err(&c->error, &err);
+    err->code = st;
+    if (!err->msg[0])
+        snprintf(err->msg, sizeof err->msg, "The request was not accepted");
+    return oai_fail_err(&c->error, err);
+}
+
+static bool submit_one(struct call *c, int i, const struct sl_input *in,
+                       const struct sl_sampling_params *params)
+{
+    struct sl_err err = {0};
+    enum sl_status st;
+    do
+        st = sl_submit(c->loop->srv->engine, in, params, call_wake, c, &c->reqs[i], &err);
+    while (try_again(c, st));
+    return accepted(c, st, &err);
 }
 
 static bool submit(struct call *c)
@@ -71,6 +81,42 @@ static bool submit(struct call *c)
                               .arrival_ns = c->arrival_ns};
         params.max_tokens = r->prompts[i].max_tokens;
         if (atomic_load(&c->cancelled) || !submit_one(c, i, &in, &params))
+            return false;
+        c->n_reqs++;
+    }
+    return true;
+}
+
+static bool pool_one(struct call *c, int i)
+{
+    const struct oai_request *r = &c->r;
+    const struct oai_prompt *p = &r->prompts[i];
+    struct sl_pooling_params params;
+    struct sl_err err = {0};
+    enum sl_status st;
+    char id[300];
+    snprintf(id, sizeof id, "%s-%d", c->id, i);
+    const struct sl_input in = {.id = id,
+                                .tokens = p->tokens,
+                                .n_tokens = p->n_tokens,
+                                .priority = r->priority,
+                                .cache_salt = r->cache_salt,
+                                .arrival_ns = c->arrival_ns};
+    oai_pool_params(r, &c->loop->srv->env, &params);
+    params.n_first = p->n_first;
+    do
+        st = sl_pool(c->loop->srv->engine, &in, &params, call_wake, c, &c->reqs[i], &err);
+    while (try_again(c, st));
+    return accepted(c, st, &err);
+}
+
+static bool submit_pooled(struct call *c)
+{
+    c->reqs = mem_zalloc((size_t)c->r.n_prompts, sizeof *c->reqs);
+    if (!c->reqs)
+        return oai_fail(&c->error, 500, NULL, NULL, "There is not enough memory for the request");
+    for (int i = 0; i < c->r.n_prompts; i++) {
+        if (atomic_load(&c->cancelled) || !pool_one(c, i))
             return false;
         c->n_reqs++;
     }
@@ -128,7 +174,8 @@ static void drop_body(struct call *c)
 static bool prepare(struct call *c)
 {
     struct sl_server *s = c->loop->srv;
-    bool ok = oai_parse(&c->r, c->api, &s->env, c->body, c->bytes, &c->error);
+    bool ok = oai_served(c->api, &s->env, &c->error) &&
+              oai_parse(&c->r, c->api, &s->env, c->body, c->bytes, &c->error);
     drop_body(c);
     if (!ok)
         return false;
@@ -136,6 +183,8 @@ static bool prepare(struct call *c)
         snprintf(c->id, sizeof c->id, "%s", c->r.request_id);
     if (c->api == OAI_DETOKENIZE)
         return reply_text(c, &s->env);
+    if (c->api & OAI_POOLS) /* the body stays: its answer may show documents of it */
+        return oai_pool_prompts(&c->r, &s->env, &c->error) && submit_pooled(c);
     if (!oai_prompts(&c->r, &s->env, &c->error))
         return false;
     if (c->api == OAI_TOKENIZE) {
@@ -217,7 +266,7 @@ bool call_start(struct loop *l, enum oai_api api, char *body, size_t bytes, size
         conn->call = c;
         link_call(c); /* an offline call comes from another thread: the loop links it later */
     }
-    if (api & OAI_GENERATE)
+    if (api & (OAI_GENERATE | OAI_POOLS))
         atomic_fetch_add(&l->srv->n_load, 1);
     workers_post(l->srv->workers, &c->job, bytes > LARGE_BODY);
     return true;
@@ -228,7 +277,7 @@ static void destroy(struct call *c)
     for (int i = 0; i < c->n_reqs; i++)
         sl_request_release(&c->reqs[i]);
     mem_free(c->reqs);
-    if (c->api & OAI_GENERATE)
+    if (c->api & (OAI_GENERATE | OAI_POOLS))
         atomic_fetch_sub(&c->loop->srv->n_load, 1);
     if (c->done)
         server_busy(c->loop->srv, -1);
@@ -406,6 +455,35 @@ static void answer_whole(struct call *c)
     strbuf_fini(&body);
 }
 
+/* A call whose requests give vectors or scores. */
+static void run_pooled(struct call *c)
+{
+    struct oai_error e = {0};
+    for (int i = 0; i < c->n_reqs; i++) {
+        const struct sl_output *out;
+        while ((out = sl_request_next(c->reqs[i]))) {
+            c->n_pooled += out->finish != SL_RUNNING;
+            if (out->finish == SL_ERROR && out->error && out->error->code == SL_EDEVICE)
+                oai_fail_err(&e, out->error);
+            else if (out->finish == SL_ABORT)
+                oai_fail(&e, 503, NULL, NULL, "The server is shutting down.");
+            else if (out->finish != SL_STOP)
+                oai_fail(&e, 500, NULL, NULL, "Internal server error");
+        }
+    }
+    if (e.status) {
+        finish_error(c, &e);
+        return;
+    }
+    if (c->n_pooled < c->n_reqs)
+        return;
+    struct strbuf body;
+    strbuf_init(&body, 0);
+    oai_pool_body(&c->r, &c->loop->srv->env, c->reqs, c->id, clock_wall_s(), &body);
+    finish_body(c, 200, &body);
+    strbuf_fini(&body);
+}
+
 void call_run(struct call *c)
 {
     if (!atomic_load(&c->prepared))
@@ -416,6 +494,13 @@ void call_run(struct call *c)
     }
     if (c->error.status) {
         finish_error(c, &c->error);
+        return;
+    }
+    if (c->api & OAI_POOLS) {
+        link_call(c);
+        if (c->loop->killed)
+            call_abort(c);
+        run_pooled(c);
         return;
     }
     if (!c->answering) {

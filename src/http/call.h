@@ -34,6 +34,7 @@ struct call {
     struct answer a;
     struct sl_request **reqs;
     int n_reqs;
+    int n_pooled; /* of them, those that have given their vector or score */
     bool has_id, linked;
     bool answering, streaming; /* a is valid; events go out */
     bool held, flush;          /* the client is slow and events wait; they need wait no longer */

@@ -24,6 +24,14 @@ enum oai_api {
     OAI_CHAT = 2,
     OAI_TOKENIZE = 4,
     OAI_DETOKENIZE = 8,
+    OAI_EMBEDDINGS = 1 << 12,
+    OAI_POOLING = 1 << 13,
+    OAI_CLASSIFY = 1 << 14,
+    OAI_SCORE = 1 << 15,
+    OAI_RERANK = 1 << 16,
+    OAI_PAIRS = OAI_SCORE | OAI_RERANK,
+    OAI_INPUTS = OAI_EMBEDDINGS | OAI_POOLING | OAI_CLASSIFY,
+    OAI_POOLS = OAI_PAIRS | OAI_INPUTS,
     OAI_GENERATE = OAI_COMPLETIONS | OAI_CHAT
 };
 
@@ -70,11 +78,24 @@ struct oai_prompt {
     size_t bytes;
     int32_t *tokens; /* owned, sl_free */
     int n_tokens;
+    int n_first;    /* of a pair: tokens before the second text */
     int max_tokens; /* for params.max_tokens: what fits */
+};
+
+/* What requests to the pooling endpoints have of their own. */
+struct oai_pool {
+    json_t *input, *query, *queries, *documents, *items, *data_1, *data_2, *text_1, *text_2;
+    json_t *normalize; /* refused: it has another name now */
+    const char *encoding_format, *embed_dtype, *endianness, *task;
+    bool use_activation, has_use_activation;
+    int dimensions; /* SL_NONE: absent */
+    int top_n, max_tokens_per_query, max_tokens_per_doc;
+    int n_queries; /* score, rerank by two vectors: prompts before the documents */
 };
 
 struct oai_request {
     enum oai_api api;
+    struct oai_pool pool;
     struct arena arena; /* arrays made from the body */
     json_t *body;       /* strings are borrowed from it; oai_drop_body gives it up */
 
@@ -128,6 +149,16 @@ void oai_random_id(char out[33]);
 bool oai_parse(struct oai_request *r, enum oai_api api, const struct oai_env *env, const char *body,
                size_t bytes, struct oai_error *e);
 bool oai_prompts(struct oai_request *r, const struct oai_env *env, struct oai_error *e);
+/* oai_pool.c: the same for the pooling endpoints, and their answer from the requests' results, of
+ * r->n_prompts requests. */
+bool oai_pool_prompts(struct oai_request *r, const struct oai_env *env, struct oai_error *e);
+void oai_pool_params(const struct oai_request *r, const struct oai_env *env,
+                     struct sl_pooling_params *p);
+void oai_pool_body(const struct oai_request *r, const struct oai_env *env,
+                   struct sl_request *const *reqs, const char *id, int64_t created,
+                   struct strbuf *out);
+/* The model serves this endpoint; false: *e says that it does not. */
+bool oai_served(enum oai_api api, const struct oai_env *env, struct oai_error *e);
 /* After the prompts were submitted: the body is not needed any more. */
 void oai_drop_body(struct oai_request *r);
 void oai_fini(struct oai_request *r);

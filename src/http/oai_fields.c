@@ -39,7 +39,8 @@ struct field {
 #define AT(member) offsetof(struct oai_request, member)
 #define PARAM(member) AT(params.member)
 #define INTS INT64_MIN, INT64_MAX
-#define MODELS (OAI_GENERATE | OAI_TOKENIZE | OAI_DETOKENIZE)
+#define MODELS (OAI_GENERATE | OAI_POOLS | OAI_TOKENIZE | OAI_DETOKENIZE)
+#define POOL(member) AT(pool.member)
 #define CHATS (OAI_CHAT | OAI_TOKENIZE)
 
 static const struct field fields[] = {
@@ -79,25 +80,26 @@ static const struct field fields[] = {
     {"skip_special_tokens", OAI_GENERATE, T_BOOL, PARAM(skip_special_tokens), 0, 0, 0},
     {"spaces_between_special_tokens", OAI_GENERATE, T_BOOL, PARAM(spaces_between_special_tokens), 0,
      0, 0},
-    {"truncate_prompt_tokens", OAI_GENERATE, T_INT, PARAM(truncate_prompt_tokens), 0, -1,
-     INT64_MAX},
-    {"truncation_side", OAI_GENERATE, T_STRING, AT(truncation_side), 0, 0, 0},
+    {"truncate_prompt_tokens", OAI_GENERATE | OAI_POOLS, T_INT, PARAM(truncate_prompt_tokens), 0,
+     -1, INT64_MAX},
+    {"truncation_side", OAI_GENERATE | OAI_POOLS, T_STRING, AT(truncation_side), 0, 0, 0},
     {"allowed_token_ids", OAI_GENERATE, T_INTS, PARAM(allowed_token_ids),
      PARAM(n_allowed_token_ids), 0, 0},
     {"prompt_logprobs", OAI_GENERATE, T_INT, PARAM(prompt_logprobs), 0, INTS},
     {"logprob_token_ids", OAI_GENERATE, T_INTS, PARAM(logprob_token_ids),
      PARAM(n_logprob_token_ids), 0, 0},
     {"bad_words", OAI_GENERATE, T_STRINGS, PARAM(bad_words), PARAM(n_bad_words), 0, 0},
-    {"add_special_tokens", OAI_GENERATE | OAI_TOKENIZE, T_BOOL, AT(add_special_tokens), 0, 0, 0},
+    {"add_special_tokens", OAI_GENERATE | OAI_INPUTS | OAI_TOKENIZE, T_BOOL, AT(add_special_tokens),
+     0, 0, 0},
     {"response_format", OAI_GENERATE, T_OBJECT, AT(response_format), 0, 0, 0},
     {"structured_outputs", OAI_GENERATE, T_OBJECT, AT(structured_outputs), 0, 0, 0},
-    {"priority", OAI_GENERATE, T_INT, AT(priority), 0, INTS},
-    {"request_id", OAI_GENERATE, T_STRING, AT(request_id), 0, 0, 0},
+    {"priority", OAI_GENERATE | OAI_POOLS, T_INT, AT(priority), 0, INTS},
+    {"request_id", OAI_GENERATE | OAI_POOLS, T_STRING, AT(request_id), 0, 0, 0},
     {"return_tokens_as_token_ids", OAI_GENERATE, T_BOOL, AT(return_tokens_as_token_ids), 0, 0, 0},
     {"return_token_ids", OAI_GENERATE, T_BOOL, AT(return_token_ids), 0, 0, 0},
     {"return_prompt_text", OAI_CHAT, T_BOOL, AT(return_prompt_text), 0, 0, 0},
     {"return_token_strs", OAI_TOKENIZE, T_BOOL, AT(return_token_strs), 0, 0, 0},
-    {"cache_salt", OAI_GENERATE, T_STRING, AT(cache_salt), 0, 0, 0},
+    {"cache_salt", OAI_GENERATE | OAI_POOLS, T_STRING, AT(cache_salt), 0, 0, 0},
     {"kv_transfer_params", OAI_GENERATE, T_OBJECT, AT(kv_transfer_params), 0, 0, 0},
     {"ec_transfer_params", OAI_GENERATE, T_OBJECT, AT(ec_transfer_params), 0, 0, 0},
     {"vllm_xargs", OAI_GENERATE, T_OBJECT, AT(vllm_xargs), 0, 0, 0},
@@ -114,6 +116,25 @@ static const struct field fields[] = {
      AT(has_add_generation_prompt), 0, 0},
     {"continue_final_message", CHATS, T_BOOL, AT(continue_final_message), 0, 0, 0},
     {"documents", OAI_CHAT, T_LIST, AT(documents), 0, 0, 0},
+    {"input", OAI_INPUTS, T_ANY, POOL(input), 0, 0, 0},
+    {"encoding_format", OAI_EMBEDDINGS | OAI_POOLING, T_STRING, POOL(encoding_format), 0, 0, 0},
+    {"embed_dtype", OAI_EMBEDDINGS | OAI_POOLING, T_STRING, POOL(embed_dtype), 0, 0, 0},
+    {"endianness", OAI_EMBEDDINGS | OAI_POOLING, T_STRING, POOL(endianness), 0, 0, 0},
+    {"dimensions", OAI_EMBEDDINGS | OAI_POOLING, T_INT, POOL(dimensions), 0, INTS},
+    {"use_activation", OAI_POOLS, T_BOOL, POOL(use_activation), POOL(has_use_activation), 0, 0},
+    {"normalize", OAI_POOLS, T_ANY, POOL(normalize), 0, 0, 0},
+    {"task", OAI_POOLING, T_STRING, POOL(task), 0, 0, 0},
+    {"query", OAI_RERANK, T_ANY, POOL(query), 0, 0, 0},
+    {"queries", OAI_SCORE, T_ANY, POOL(queries), 0, 0, 0},
+    {"documents", OAI_PAIRS, T_ANY, POOL(documents), 0, 0, 0},
+    {"items", OAI_SCORE, T_ANY, POOL(items), 0, 0, 0},
+    {"data_1", OAI_SCORE, T_ANY, POOL(data_1), 0, 0, 0},
+    {"data_2", OAI_SCORE, T_ANY, POOL(data_2), 0, 0, 0},
+    {"text_1", OAI_SCORE, T_ANY, POOL(text_1), 0, 0, 0},
+    {"text_2", OAI_SCORE, T_ANY, POOL(text_2), 0, 0, 0},
+    {"top_n", OAI_RERANK, T_INT, POOL(top_n), 0, 0, INT64_MAX},
+    {"max_tokens_per_query", OAI_PAIRS, T_INT, POOL(max_tokens_per_query), 0, INTS},
+    {"max_tokens_per_doc", OAI_PAIRS, T_INT, POOL(max_tokens_per_doc), 0, INTS},
     {"chat_template", CHATS, T_STRING, AT(chat_template), 0, 0, 0},
     {"chat_template_kwargs", CHATS, T_OBJECT, AT(chat_template_kwargs), 0, 0, 0},
 };
@@ -389,6 +410,12 @@ static void require(struct oai_request *r, struct complaints *c)
         complain(c, "messages", -1, "missing", "Field required");
     if (r->api == OAI_TOKENIZE && !r->messages && !r->prompt)
         complain(c, "prompt", -1, "missing", "Field required");
+    if (r->api & OAI_INPUTS && !r->pool.input)
+        complain(c, "input", -1, "missing", "Field required");
+    if (r->api == OAI_RERANK && !r->pool.query)
+        complain(c, "query", -1, "missing", "Field required");
+    if (r->api == OAI_RERANK && !r->pool.documents)
+        complain(c, "documents", -1, "missing", "Field required");
     if (r->api == OAI_DETOKENIZE && !r->tokens)
         complain(c, "tokens", -1, "missing", "Field required");
 }

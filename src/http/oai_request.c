@@ -429,7 +429,8 @@ static void set_defaults(struct oai_request *r, const struct oai_env *env)
     r->max_completion_tokens = SL_NONE;
     r->logprobs_count = SL_NONE;
     r->thinking_token_budget = -1;
-    r->add_special_tokens = r->api == OAI_COMPLETIONS;
+    r->add_special_tokens = r->api == OAI_COMPLETIONS || r->api & OAI_POOLS;
+    r->pool.dimensions = SL_NONE;
     r->add_generation_prompt = true;
     r->parallel_tool_calls = r->include_reasoning = true;
     r->return_tokens_as_token_ids = env->cfg->return_tokens_as_token_ids;
@@ -497,6 +498,8 @@ void oai_drop_body(struct oai_request *r)
         r->logit_bias = r->early_stopping = NULL;
     r->model = r->request_id = r->cache_salt = r->suffix = r->truncation_side = NULL;
     r->chat_template = r->reasoning_effort = NULL;
+    r->pool.input = r->pool.query = r->pool.queries = r->pool.documents = r->pool.items = NULL;
+    r->pool.data_1 = r->pool.data_2 = r->pool.text_1 = r->pool.text_2 = r->pool.normalize = NULL;
     r->params.stop = r->params.bad_words = NULL;
     r->params.n_stop = r->params.n_bad_words = 0;
     json_decref(r->body);

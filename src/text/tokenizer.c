@@ -367,11 +367,13 @@ static enum sl_status run_text(struct encoder *e, const char *s, size_t n)
     return added_run(e, e->t->added.raw, s, n, true, run_section);
 }
 
-/* text[i], bytes[i] for each sequence, in the order of the post-processor. */
+/* text[i], bytes[i] for each sequence, in the order of the post-processor. second: it is a pair,
+ * and gets where its second text begins. */
 static enum sl_status encode(const struct tokenizer *t, const char *const *text,
-                             const size_t *bytes, bool pair, unsigned flags, size_t max_tokens,
+                             const size_t *bytes, size_t *second, unsigned flags, size_t max_tokens,
                              struct token_vec *out, struct sl_err *err)
 {
+    bool pair = second != NULL;
     struct scratch *sc = scratch_take(t);
     if (!sc)
         return SL_FAIL(err, SL_ENOMEM, "no memory to tokenize");
@@ -389,6 +391,8 @@ static enum sl_status encode(const struct tokenizer *t, const char *const *text,
     enum sl_status st = SL_OK;
     for (int i = 0; i < n && !st; i++) {
         int seq = pieces[i].sequence;
+        if (seq > 0 && pair)
+            *second = out->n - before;
         if (seq >= 0)
             st = seq && !pair ? SL_OK : run_text(&e, text[seq], bytes[seq]);
         else if (flags & ENCODE_ADD_SPECIAL)
@@ -404,16 +408,17 @@ enum sl_status tokenizer_encode(const struct tokenizer *t, const char *text, siz
                                 unsigned flags, size_t max_tokens, struct token_vec *out,
                                 struct sl_err *err)
 {
-    return encode(t, &text, &bytes, false, flags, max_tokens, out, err);
+    return encode(t, &text, &bytes, NULL, flags, max_tokens, out, err);
 }
 
 enum sl_status tokenizer_encode_pair(const struct tokenizer *t, const char *a, size_t a_bytes,
-                                     const char *b, size_t b_bytes, unsigned flags,
+                                     const char *b, size_t b_bytes, unsigned flags, size_t *second,
                                      struct token_vec *out, struct sl_err *err)
 {
+    *second = 0;
     const char *text[] = {a, b};
     size_t bytes[] = {a_bytes, b_bytes};
-    return encode(t, text, bytes, true, flags, 0, out, err);
+    return encode(t, text, bytes, second, flags, 0, out, err);
 }
 
 /* ---- looking things up ------------------------------------------------------------------------

@@ -35,11 +35,12 @@ enum encode_flag {
 SL_MUST_CHECK enum sl_status tokenizer_encode(const struct tokenizer *t, const char *text,
                                               size_t bytes, unsigned flags, size_t max_tokens,
                                               struct token_vec *out, struct sl_err *err);
-/* A pair of texts, as cross-encoders take it (BERT's [CLS] A [SEP] B [SEP]). */
+/* A pair of texts, as cross-encoders take it (BERT's [CLS] A [SEP] B [SEP]). *second: how many
+ * tokens stand before B's own. */
 SL_MUST_CHECK enum sl_status tokenizer_encode_pair(const struct tokenizer *t, const char *a,
                                                    size_t a_bytes, const char *b, size_t b_bytes,
-                                                   unsigned flags, struct token_vec *out,
-                                                   struct sl_err *err);
+                                                   unsigned flags, size_t *second,
+                                                   struct token_vec *out, struct sl_err *err);
 /* Whole-text decode as transformers' decode(); *text is NUL-terminated, free it with mem_free.
  * SL_EINVAL for ids outside the vocabulary. */
 SL_MUST_CHECK enum sl_status tokenizer_decode(const struct tokenizer *t, const int32_t *ids,

@@ -272,9 +272,11 @@ static bool check_line(const struct tokenizer *t, const json_t *line, bool round
     struct token_vec v = {0};
     struct sl_err err = {0};
     unsigned flags = special ? ENCODE_ADD_SPECIAL : 0;
-    enum sl_status st = pair ? tokenizer_encode_pair(t, s, n, json_string_value(pair),
-                                                     json_string_length(pair), flags, &v, &err)
-                             : tokenizer_encode(t, s, n, flags, 0, &v, &err);
+    size_t second;
+    enum sl_status st =
+        pair ? tokenizer_encode_pair(t, s, n, json_string_value(pair), json_string_length(pair),
+                                     flags, &second, &v, &err)
+             : tokenizer_encode(t, s, n, flags, 0, &v, &err);
     if (st)
         fail_msg("%s", err.msg);
     bool right = ids_equal(&v, json_object_get(line, "ids"));
