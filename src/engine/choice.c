@@ -219,7 +219,7 @@ enum sl_status choice_output(struct choice *c, const struct choice_rules *r, str
         .stop_kind = c->stop_kind,
         .stop_token = c->stop_token,
         .stop_string = c->stop_string,
-        .cumulative_logprob = c->n_ranked == c->n_tokens ? c->sum : NAN,
+        .cumulative_logprob = c->n_tokens && c->n_ranked == c->n_tokens ? c->sum : NAN,
     };
     out->score = out->cumulative_logprob;
     if (r->beams && c->n_tokens)

@@ -200,7 +200,7 @@ static void beams_come_best_first(void **state)
             assert_int_equal(g[i].n, 20);
             assert_int_equal(g[i].n_outputs, 1);
             assert_true(g[i].text_bytes > 0);
-            assert_true(fabs(g[i].score - g[i].sum / 400) < 1e-12);
+            assert_true(fabs(g[i].score - g[i].sum / 400) < 1e-12); /* length_penalty 2 */
             assert_true(i == 0 || g[i].score <= g[i - 1].score);
             assert_int_equal(g[i].n_lp, logprobs < 0 ? 0 : 20 * (logprobs == 2 ? 5 : 1 + logprobs));
             if (logprobs >= 0)
