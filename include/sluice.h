@@ -178,7 +178,7 @@ SL_API bool sl_hub_is_name(const char *model);
 
 /* The folder that holds `name` at `revision` (NULL: "main"; a branch, a tag or a commit), fetched
  * where it is not there yet: configuration, tokenizer and chat templates, and with `weights` the
- * safetensors too. *dir is freed with sl_free. */
+ * safetensors too. *dir is freed with sl_free. A program that fetches ignores SIGPIPE. */
 SL_API SL_MUST_CHECK enum sl_status sl_hub_fetch(const struct sl_hub_config *cfg, const char *name,
                                                  const char *revision, bool weights, char **dir,
                                                  struct sl_err *err);

@@ -345,11 +345,12 @@ static enum sl_status fetch_model(struct fetch *f, struct sl_err *err)
     bool cached = use_cache(f) == SL_OK, may_use_cache;
     struct sl_err why = {0};
     if (s->cfg->offline)
-        return cached ? SL_OK
-                      : SL_FAIL(err, SL_ENOTFOUND,
-                                "%s: revision '%.100s' is neither a folder here nor whole in %s, "
-                                "and HF_HUB_OFFLINE forbids to fetch it",
-                                s->repo, s->revision, s->cache.root);
+        return cached
+                   ? SL_OK
+                   : SL_FAIL(err, SL_ENOTFOUND,
+                             "%s is neither a folder here nor a whole model (revision '%.100s') in "
+                             "%s, and HF_HUB_OFFLINE forbids to fetch it",
+                             s->repo, s->revision, s->cache.root);
     enum sl_status st = ask_listing(f, cached ? 1 : LISTING_TRIES, &may_use_cache, &why);
     if (!st)
         return fetch_listed(f, err);

@@ -192,13 +192,8 @@ bool file_is_text(const char *name, bool has_tokenizer_json)
                                          "quantize_config.json",
                                          "quant_config.json",
                                          NULL};
-    static const char *const vocabularies[] = {"tekken.json",
-                                               "tokenizer.model",
-                                               "spiece.model",
-                                               "vocab.json",
-                                               "merges.txt",
-                                               "vocab.txt",
-                                               "sentencepiece.bpe.model",
+    static const char *const vocabularies[] = {"tekken.json", "tokenizer.model", "spiece.model",
+                                               "vocab.json",  "merges.txt",      "vocab.txt",
                                                NULL};
     static const char folder[] = "additional_chat_templates/";
     if (!strncmp(name, folder, sizeof folder - 1))

@@ -160,6 +160,10 @@ enum sl_status session_explain(const struct session *s, enum http_end end,
     const char *colon = file ? ": " : "", *name = file ? file : "";
     if (end == HTTP_STOPPED)
         return SL_FAIL(err, SL_EIO, "%s%s%.200s: stopped", s->repo, colon, name);
+    if (end != HTTP_ANSWERED && !file)
+        return SL_FAIL(err, last->code,
+                       "%s: no such folder is here, and it cannot be fetched: %.300s", s->repo,
+                       last->msg);
     if (end != HTTP_ANSWERED)
         return SL_FAIL(err, last->code, "%s%s%.200s: cannot be fetched: %.300s", s->repo, colon,
                        name, last->msg);
