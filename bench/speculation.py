@@ -4,6 +4,7 @@ slowed down. Runs with and without take turns; figures are medians.
 
     bench/speculation.py                        on an idle machine, a few minutes
     REPEATS=1 bench/speculation.py single       one part: single, crowd
+    THREADS=1 bench/speculation.py              on a busy one: tokens a second of CPU time
 
 Writes bench/results/speculation-cpu.json. Standard library only.
 SPDX-License-Identifier: Apache-2.0
@@ -12,6 +13,7 @@ import json
 import os
 import pathlib
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -31,6 +33,8 @@ METHODS = {
 WORDS = ("the old captain looked over a quiet harbour and said that every ship which leaves in the "
          "morning comes back with stories nobody else has heard before while small boats wait for "
          "wind and rain to pass under bridges of stone and iron").split()
+NAMES = ("Rosa Kim", "Omar Haddad", "Lena Fischer", "Paul Novak", "Mia Rossi", "Ivan Petrov")
+CITIES = ("Lisbon", "Oslo", "Prague", "Lima", "Dublin", "Kyoto")
 
 
 def run(*args):
@@ -48,13 +52,23 @@ def chats():
             for i in items if i["id"].startswith("chat")]
 
 
-def copies(folder, n):
-    """Texts to be said again: what a lookup in the prompt is for. The lengths are pebble's own."""
+def copies(folder):
+    """Answers whose words stand in the prompt: short texts to be said again, facts to be put into
+    JSON, questions asked a second time. The lengths are pebble's own."""
     rng = random.Random(7)
-    texts = [" ".join(rng.choice(WORDS) for _ in range(rng.randint(25, 45))) for _ in range(n)]
+    turn = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    prompts = [turn.format("Repeat after me: " + " ".join(rng.sample(WORDS, rng.randint(6, 10))))
+               for _ in range(16)]
+    for _ in range(16):
+        name, city = rng.choice(NAMES), rng.choice(CITIES)
+        prompts.append(turn.format(f"Extract name, age and city as JSON: {name} is "
+                                   f"{rng.randint(20, 80)} years old and lives in {city}."))
+    with open(ROOT / "tests/golden/pebble/generate.jsonl", encoding="utf-8") as f:
+        for item in map(json.loads, f):
+            if item["id"].startswith("chat") and len(item["output_ids"]) > 20:
+                first = item["prompt"].removeprefix("<|bos|>")
+                prompts.append(first + item["output_text"] + "\n" + first)
     asked = folder / "asked.jsonl"
-    prompts = ["<|im_start|>user\nRepeat after me: " + t + "<|im_end|>\n<|im_start|>assistant\n"
-               for t in texts]
     asked.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts))
     out = run("generate", MODEL, "-i", str(asked), "--json", "--temperature", "0", "--max-tokens",
               "90", "--no-progress", "--log-level", "error")
@@ -79,17 +93,32 @@ def once(folder, data, n, width, temperature, config, tokens=None):
         args += ["--max-num-batched-tokens", str(tokens)]
     if config:
         args += ["--speculative-config", json.dumps(config)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     run(*args)
-    return json.loads(out.read_text())
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = json.loads(out.read_text())
+    result["cpu_s"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return result
+
+
+def per_wall_s(result):
+    return result["output_tokens_per_second"]
+
+
+def per_cpu_s(result):
+    """With one thread CPU time is measured, start-up and warm-up included: other load hardly enters.
+    """
+    return result["output_tokens_per_second"] * result["elapsed_time"] / result["cpu_s"]
 
 
 def compare(folder, name, data, n, width, temperature, config):
     """Both ways in turn."""
     without, with_it, last = [], [], {}
+    per_s = per_cpu_s if THREADS == "1" else per_wall_s
     for _ in range(REPEATS):
-        without.append(once(folder, data, n, width, temperature, None)["output_tokens_per_second"])
+        without.append(per_s(once(folder, data, n, width, temperature, None)))
         last = once(folder, data, n, width, temperature, config)
-        with_it.append(last["output_tokens_per_second"])
+        with_it.append(per_s(last))
     row = {
         "name": name,
         "width": width,
@@ -115,7 +144,7 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         chat, n_chat = dataset(folder, "chat", chats())
-        copy, n_copy = dataset(folder, "copy", copies(folder, 24))
+        copy, n_copy = dataset(folder, "copy", copies(folder))
         both = [json.loads(x) for x in (chat.read_text() + copy.read_text()).splitlines()]
         if "single" in parts:
             for temperature in (0, 1):

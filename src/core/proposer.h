@@ -50,6 +50,7 @@ struct proposer {
     const struct proposer_ops *ops;
     const char *name; /* "ngram", "suffix", "draft_model" */
     int max_tokens;   /* guesses a sequence and step at most, 1 to DRAFT_MAX */
+    float cost_share; /* what a row costs it, as a share of what it costs the target; 0: nothing */
     int n_caught_up;  /* positions that the last call had to compute before it could guess */
     bool fixed;       /* as many as can be, whether they pay or not */
     int max_batch;    /* with more sequences than this nobody is guessed for; 0: no such limit */

@@ -79,6 +79,16 @@ static enum sl_status find_group(const struct sl_engine *e, int *group, struct s
                          e->draft.model);
 }
 
+/* Until the scheduler has measured it. */
+static void set_cost_share(struct sl_engine *e)
+{
+    struct model_info own, draft;
+    model_spec_info(e->spec, &own);
+    model_spec_info(e->draft_spec, &draft);
+    if (own.flops_per_token)
+        e->proposer->cost_share = (float)draft.flops_per_token / (float)own.flops_per_token;
+}
+
 static enum sl_status open_model(struct sl_engine *e, struct sl_err *err)
 {
     if (!e->runner)
@@ -105,7 +115,10 @@ static enum sl_status open_model(struct sl_engine *e, struct sl_err *err)
     if (st)
         return st;
     log_info("Starting to load draft model %s...", e->draft.model);
-    return draft_model_open(&e->proposer, &e->draft, &rc, group, err);
+    st = draft_model_open(&e->proposer, &e->draft, &rc, group, err);
+    if (!st)
+        set_cost_share(e);
+    return st;
 }
 
 /* ---- all of it ------------------------------------------------------------------------------ */

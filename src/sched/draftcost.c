@@ -3,10 +3,12 @@
 
 #include <math.h>
 
-enum { EXACT_ROWS = 8, PER_OCTAVE = 4, N_THRESHOLDS = 7, TRY_AGAIN = 256 };
+enum { CHUNK = 256 }; /* rows of a typical piece of a prompt */
+enum { EXACT_ROWS = 8, PER_OCTAVE = 4, N_THRESHOLDS = 7, TRY_AGAIN = 256, FREE_ROWS = 16 };
 
 static const float threshold_of[N_THRESHOLDS] = {0.8f, 0.6f, 0.45f, 0.3f, 0.2f, 0.1f, 0.05f};
-static const double CLEARLY = 1.02;   /* guessing must promise that much more than not guessing */
+static const double CLEARLY = 1.05;   /* guessing must promise that much more than not guessing */
+static const double CROWDED = 1.12;   /* and this much where a step is no longer mostly overhead */
 static const double TRY_LOSS = 0.5;   /* a trial may cost at most this share of a step's tokens */
 static const double WEIGHT = 1.0 / 8; /* of a new measurement */
 
@@ -51,8 +53,12 @@ double cost_curve_at(const struct cost_curve *c, int rows)
         hi++;
     if (lo < 0)
         return hi < COST_BUCKETS ? (double)c->ns[hi] : 0;
-    if (hi >= COST_BUCKETS || hi == lo)
-        return (double)c->ns[lo]; /* as if more rows were free: trying tells */
+    if (hi == lo)
+        return (double)c->ns[lo];
+    if (hi >= COST_BUCKETS) { /* nobody knows: as if rows were free to a point, and then no more */
+        double full = rows_of(lo) > FREE_ROWS ? rows_of(lo) : FREE_ROWS;
+        return (double)c->ns[lo] * (rows > full ? rows / full : 1);
+    }
     double share = (rows_of(b) - rows_of(lo)) / (rows_of(hi) - rows_of(lo));
     return (double)c->ns[lo] + share * (double)(c->ns[hi] - c->ns[lo]);
 }
@@ -99,7 +105,11 @@ static double rate_of(const struct draft_cost *c, const struct draft_case *k, in
         rows = k->max_rows;
     }
     double more = cost_curve_at(&c->step, k->n_rows + rows) - base_ns;
-    double ns = decode_ns + (more > 0 ? more : 0) + deepest * cost_curve_at(&c->call, n_seqs);
+    double call = cost_curve_at(&c->call, n_seqs);
+    if (call <= 0)
+        call = k->cost_share * cost_curve_at(&c->step, n_seqs);
+    double ns = decode_ns + (more > 0 ? more : 0) + deepest * call;
+    ns += k->cost_share * k->catch_up_rows * cost_curve_at(&c->step, CHUNK) / CHUNK;
     return (k->n_decodes + gain) / ns;
 }
 
@@ -125,7 +135,7 @@ int draft_choose(struct draft_cost *c, const struct draft_case *k)
     }
     if (best == DRAFT_NONE)
         return DRAFT_NONE;
-    bool pays = best_rate > CLEARLY * without;
+    bool pays = best_rate > (k->n_decodes > FREE_ROWS ? CROWDED : CLEARLY) * without;
     bool again = ++c->n_refused >= TRY_AGAIN && best_rate > TRY_LOSS * without;
     if (!pays && !again)
         return DRAFT_NONE;

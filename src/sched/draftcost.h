@@ -2,10 +2,10 @@
  *
  * A machine that waits for memory computes a few rows more for nothing; one that is busy with a
  * large batch pays for each. So the time of a step is learned as a curve over its rows, from the
- * steps themselves, and likewise what making guesses costs. A guess is worth the tokens that it is
- * expected to bring: the j-th of a sequence whose guesses are right with probability a brings a^j.
- * Of a few thresholds on a^j the one with the most tokens a second wins, and no guess at all wins
- * unless another one is clearly better.
+ * steps themselves - prompts teach it what many rows cost - and likewise what making guesses costs.
+ * A guess is worth the tokens that it is expected to bring: the j-th of a sequence whose guesses
+ * are right with probability a brings a^j. Of a few thresholds on a^j the one with the most tokens
+ * a second wins, and no guess at all wins unless another one is clearly better.
  *
  * Thread: its owner's.   Plain data, no allocation.
  *
@@ -39,6 +39,9 @@ struct draft_case {
     int n_decodes;           /* rows that give a token */
     int max_rows;            /* guesses for which there is room */
     int max_tokens;          /* guesses a sequence, 1 to DRAFT_MAX */
+    double cost_share;       /* of making a guess, in steps of one row, until it was measured */
+    double catch_up_rows;    /* what the guesser lacks of their tokens, spread over the steps that
+                                are left to them */
 };
 
 /* The level of an acceptance in [0, 1]. */

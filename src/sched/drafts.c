@@ -51,17 +51,31 @@ static int room(const struct sched *s, const struct sequence *q)
     return n < 0 ? 0 : n < most ? n : most;
 }
 
+/* Rows that the guesser must compute first, a step: nobody knows how long an answer becomes, so it
+ * is taken to be as far from its end as from its beginning. */
+static double catch_up(const struct sequence *q)
+{
+    enum { AT_LEAST = 16 };
+    int left = q->limit - q->n_tokens, n = q->n_tokens - q->n_prompt + AT_LEAST;
+    return (double)(q->n_tokens - q->n_drafted) / (n < left ? n : left);
+}
+
 static int choose(struct sched *s)
 {
-    struct draft_case k = {.max_rows = s->n_left, .max_tokens = s->proposer->max_tokens};
+    struct draft_case k = {.max_rows = s->n_left,
+                           .max_tokens = s->proposer->max_tokens,
+                           .cost_share = (double)s->proposer->cost_share};
     k.n_rows = s->cfg.max_num_batched_tokens - s->n_left;
     for (int i = 0; i < s->n_entries; i++) {
         const struct sequence *q = s->entry[i];
         if (q->n_computed + q->n_planned < seq_length(q))
             continue;
         k.n_decodes++;
-        if (decodes(q) && room(s, q) > 0)
-            k.level[draft_level(acceptance(s, q))]++;
+        if (!decodes(q) || room(s, q) <= 0)
+            continue;
+        k.level[draft_level(acceptance(s, q))]++;
+        if (k.cost_share > 0)
+            k.catch_up_rows += catch_up(q);
     }
     if (s->proposer->max_batch && k.n_decodes > s->proposer->max_batch)
         return DRAFT_NONE;
