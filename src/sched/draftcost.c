@@ -9,7 +9,7 @@ enum { EXACT_ROWS = 8, PER_OCTAVE = 4, N_THRESHOLDS = 7, TRY_AGAIN = 256, FREE_R
 static const float threshold_of[N_THRESHOLDS] = {0.8f, 0.6f, 0.45f, 0.3f, 0.2f, 0.1f, 0.05f};
 static const double CLEARLY = 1.05;   /* guessing must promise that much more than not guessing */
 static const double CROWDED = 1.12;   /* and this much where a step is no longer mostly overhead */
-static const double TRY_LOSS = 0.5;   /* a trial may cost at most this share of a step's tokens */
+static const double TRY_LOSS = 0.8;   /* a trial may cost at most this share of a step's tokens */
 static const double WEIGHT = 1.0 / 8; /* of a new measurement */
 
 /* ---- curves ---------------------------------------------------------------------------------- */
