@@ -4,7 +4,7 @@
 #include <math.h>
 
 enum { CHUNK = 256 }; /* rows of a typical piece of a prompt */
-enum { EXACT_ROWS = 8, PER_OCTAVE = 4, N_THRESHOLDS = 7, TRY_AGAIN = 256, FREE_ROWS = 16 };
+enum { EXACT_ROWS = 8, PER_OCTAVE = 4, N_THRESHOLDS = 7, TRY_AGAIN = 64, FREE_ROWS = 16 };
 
 static const float threshold_of[N_THRESHOLDS] = {0.8f, 0.6f, 0.45f, 0.3f, 0.2f, 0.1f, 0.05f};
 static const double CLEARLY = 1.05;   /* guessing must promise that much more than not guessing */
@@ -136,7 +136,8 @@ int draft_choose(struct draft_cost *c, const struct draft_case *k)
     if (best == DRAFT_NONE)
         return DRAFT_NONE;
     bool pays = best_rate > (k->n_decodes > FREE_ROWS ? CROWDED : CLEARLY) * without;
-    bool again = ++c->n_refused >= TRY_AGAIN && best_rate > TRY_LOSS * without;
+    unsigned patience = k->n_decodes > FREE_ROWS ? 4 * TRY_AGAIN : TRY_AGAIN;
+    bool again = ++c->n_refused >= patience && best_rate > TRY_LOSS * without;
     if (!pays && !again)
         return DRAFT_NONE;
     c->n_refused = 0;

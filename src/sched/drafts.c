@@ -11,7 +11,7 @@
 
 static const float FADE = 0.98f;  /* a verdict's weight, a step later */
 static const float PRIOR = 2;     /* what everybody's acceptance counts for, in guesses */
-static const float HOPE = 0.7f;   /* acceptance before the first verdict */
+static const float HOPE = 0.9f;   /* acceptance before the first verdict */
 static const float LOWEST = 0.1f; /* so that a request is tried again some time */
 
 enum sl_status drafts_init(struct sched *s, struct proposer *p, struct sl_err *err)
