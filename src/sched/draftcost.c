@@ -4,11 +4,11 @@
 #include <math.h>
 
 enum { CHUNK = 256 }; /* rows of a typical piece of a prompt */
-enum { EXACT_ROWS = 8, PER_OCTAVE = 4, N_THRESHOLDS = 7, TRY_AGAIN = 64, FREE_ROWS = 16 };
+enum { EXACT_ROWS = 8, PER_OCTAVE = 4, N_THRESHOLDS = 7, TRY_AGAIN = 64, FREE_ROWS = 16, FEW = 4 };
 
 static const float threshold_of[N_THRESHOLDS] = {0.8f, 0.6f, 0.45f, 0.3f, 0.2f, 0.1f, 0.05f};
 static const double CLEARLY = 1.05;   /* guessing must promise that much more than not guessing */
-static const double CROWDED = 1.12;   /* and this much where a step is no longer mostly overhead */
+static const double CROWDED = 1.25;   /* and this much where rows cost: estimates err there */
 static const double TRY_LOSS = 0.8;   /* a trial may cost at most this share of a step's tokens */
 static const double WEIGHT = 1.0 / 8; /* of a new measurement */
 
@@ -135,9 +135,11 @@ int draft_choose(struct draft_cost *c, const struct draft_case *k)
     }
     if (best == DRAFT_NONE)
         return DRAFT_NONE;
-    bool pays = best_rate > (k->n_decodes > FREE_ROWS ? CROWDED : CLEARLY) * without;
+    bool pays = best_rate > (k->n_decodes > FEW ? CROWDED : CLEARLY) * without;
     unsigned patience = k->n_decodes > FREE_ROWS ? 4 * TRY_AGAIN : TRY_AGAIN;
-    bool again = ++c->n_refused >= patience && best_rate > TRY_LOSS * without;
+    /* Not where a draft model would first have to read everybody's prompt. */
+    bool cheap = k->cost_share * k->catch_up_rows <= 0.25 * k->n_decodes;
+    bool again = ++c->n_refused >= patience && cheap && best_rate > TRY_LOSS * without;
     if (!pays && !again)
         return DRAFT_NONE;
     c->n_refused = 0;

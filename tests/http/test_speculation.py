@@ -76,7 +76,7 @@ class Refusals(unittest.TestCase):
     def test_configurations(self):
         self.refuse({"method": "ngram"}, "num_speculative_tokens")
         self.refuse({"method": "ngram", "num_speculative_tokens": 99}, "from 1 to 32")
-        self.refuse({"method": "eagle", "num_speculative_tokens": 2, "model": "x"}, "eagle")
+        self.refuse({"method": "eagle", "num_speculative_tokens": 2}, "eagle")
         self.refuse({"method": "ngram", "num_speculative_tokens": 2, "tokens": 2}, "'tokens'")
         self.refuse({"method": "ngram", "num_speculative_tokens": 2}, "'maybe'",
                     "--rejection-sample-method", "maybe")
