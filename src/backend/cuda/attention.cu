@@ -356,7 +356,7 @@ template <int HD> struct decoder {
     const int32_t *split;
     int n_split, kv_head, first_row, next; /* next: stage to issue */
     size_t at, at_next;                    /* where lane i's sixteen keys lie */
-    int keys, keys_next, seq, seq_next;    /* of the pair that is being issued, and of the next */
+    int keys, keys_next, row, row_next;    /* of the pair that is being issued, and of the next */
 
     __device__ __forceinline__ int pair_of(int i) const
     {
@@ -370,13 +370,12 @@ template <int HD> struct decoder {
         at_next = 0;
         if (pair >= n_split)
             return;
-        int chunk = split[2 * pair + 1], lane = threadIdx.x % 32;
-        seq_next = split[2 * pair];
-        keys_next = a.kv_len[seq_next] - chunk * CHUNK;
-        int in = lane % (CHUNK / 16) * 16, key = chunk * CHUNK + in;
-        if (in >= keys_next)
-            return;
-        at_next = key_offset(a.block + a.block_start[seq_next], key, kv_head, shape);
+        const int4 p = ((const int4 *)split)[pair];
+        int lane = threadIdx.x % 32, in = lane % (CHUNK / 16) * 16;
+        row_next = p.x;
+        keys_next = p.z - p.y * CHUNK;
+        if (in < keys_next)
+            at_next = key_offset(a.block + p.w, p.y * CHUNK + in, kv_head, shape);
     }
 
     __device__ void copy_q(int i)
@@ -384,7 +383,7 @@ template <int HD> struct decoder {
         const int group = shape.n_heads / shape.n_kv_heads, pieces = shape.head_dim / 8;
         const size_t width = (size_t)(shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim;
         const bf16 *from =
-            qkv + a.q_start[seq] * width + ((size_t)kv_head * group + first_row) * shape.head_dim;
+            qkv + row * width + ((size_t)kv_head * group + first_row) * shape.head_dim;
         int rows = min(16, group - first_row);
         for (int j = threadIdx.x; j < rows * pieces; j += DECODE_WARPS * 32)
             cp_async16(m.q[i % 2] + j / pieces * C::STRIDE + j % pieces * 8, from + j * 8, true);
@@ -398,7 +397,7 @@ template <int HD> struct decoder {
             if (in == 0) {
                 at = at_next;
                 keys = keys_next;
-                seq = seq_next;
+                row = row_next;
                 copy_q(i);
                 look_up(i + 1);
             }
@@ -568,8 +567,9 @@ __global__ void __launch_bounds__(DECODE_WARPS * 32)
     load.first_row = first_row;
     load.start();
     for (int i = 0; load.pair_of(i) < load.n_split; i++) {
-        const int pair = load.pair_of(i), chunk = split[2 * pair + 1];
-        const int pos = a.kv_len[split[2 * pair]] - 1;
+        const int pair = load.pair_of(i);
+        const int4 p = ((const int4 *)split)[pair];
+        const int chunk = p.y, pos = p.z - 1;
         decode_triple<HD> t;
         unsigned q[HD / 16][4];
 #pragma unroll
@@ -623,16 +623,27 @@ __global__ void combine_kernel(bf16 *out, const float *partial, step_arrays a, a
     if (begin == end)
         return; /* not a decoding sequence */
     float m = -INFINITY, l = 0, o = 0;
-    for (int part = begin; part < end; part++) {
-        const float *from = partial + ((size_t)part * shape.n_heads + head) * (HD + 2);
-        float m_new = from[HD];
-        if (m_new == -INFINITY)
-            continue;
-        float top, f, f_new;
-        common_max(m, m_new, &top, &f, &f_new);
-        l = combine(l, f, from[HD + 1], f_new);
-        o = combine(o, f, from[d], f_new);
-        m = top;
+    const int AT_ONCE = 8; /* loads under way */
+    for (int part = begin; part < end; part += AT_ONCE) {
+        float m_new[AT_ONCE], l_new[AT_ONCE], o_new[AT_ONCE];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            const float *from =
+                partial + ((size_t)min(part + j, end - 1) * shape.n_heads + head) * (HD + 2);
+            m_new[j] = part + j < end ? from[HD] : -INFINITY;
+            l_new[j] = from[HD + 1];
+            o_new[j] = from[d];
+        }
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            float top, f, f_new;
+            if (m_new[j] == -INFINITY)
+                continue;
+            common_max(m, m_new[j], &top, &f, &f_new);
+            l = combine(l, f, l_new[j], f_new);
+            o = combine(o, f, o_new[j], f_new);
+            m = top;
+        }
     }
     if (d < shape.head_dim)
         out[((size_t)a.q_start[seq] * shape.n_heads + head) * shape.head_dim + d] = to_bf(o / l);

@@ -28,64 +28,103 @@ __device__ __forceinline__ bf16 to_bf(float x)
 
 /* Sum over a block of `THREADS`, the same tree for every row. `scratch` holds THREADS / 32 floats.
  */
-__device__ __forceinline__ void sync_block()
-{
-    __syncthreads();
-}
-
-/* The first 256 threads of a larger block. */
-__device__ __forceinline__ void sync_256()
-{
-    asm volatile("bar.sync 1, 256;" ::: "memory");
-}
-
-template <int THREADS, void SYNC() = sync_block>
-__device__ __forceinline__ float block_sum(float v, float *scratch)
+template <int THREADS> __device__ __forceinline__ float block_sum(float v, float *scratch)
 {
     for (int o = 16; o; o >>= 1)
         v += __shfl_xor_sync(0xffffffffu, v, o);
     if (THREADS == 32)
         return v;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    SYNC(); /* scratch may still be read from an earlier sum */
+    __syncthreads(); /* scratch may still be read from an earlier sum */
     if (lane == 0)
         scratch[warp] = v;
-    SYNC();
+    __syncthreads();
     v = 0;
     for (int w = 0; w < THREADS / 32; w++)
         v += scratch[w];
     return v;
 }
 
+__device__ __forceinline__ float shifted(float v, const norm_args &k, int i)
+{
+    return k.b ? __fadd_rn(v, k.b[i]) : v;
+}
+
 __device__ __forceinline__ float normed(float v, float mean, float factor, const norm_args &k,
                                         int i)
 {
-    v = (v - mean) * factor;
-    if (k.w)
-        v *= k.w[i];
-    return k.b ? v + k.b[i] : v;
+    v = __fmul_rn(__fsub_rn(v, mean), factor);
+    return shifted(k.w ? __fmul_rn(v, k.w[i]) : v, k, i);
 }
 
-/* Mean (0 for rms) and 1 / sqrt(variance + eps) of a row of n values, get(i) giving each. */
-template <void SYNC() = sync_block, class F>
-__device__ __forceinline__ void moments(F get, int n, const norm_args &k, float *mean,
-                                        float *factor)
-{
-    __shared__ float scratch[32];
-    float sum = 0;
-    *mean = 0;
-    if (!k.rms) {
-        for (int i = threadIdx.x; i < n; i += 256)
-            sum += get(i);
-        *mean = block_sum<256, SYNC>(sum, scratch) / n;
+/* One row of n values by 256 threads: thread t owns elements t, t + 256, ... Loads of up to
+ * ROW_IN_REGISTERS of them are under way at once, weights even before the row is there; sums go
+ * over a thread's elements in order, then in the tree of block_sum. */
+static const int ROW_IN_REGISTERS = 16;
+
+struct row_norm {
+    float v[ROW_IN_REGISTERS], w[ROW_IN_REGISTERS];
+
+    __device__ __forceinline__ void load_weights(const norm_args &k, int n)
+    {
+        if (n > ROW_IN_REGISTERS * 256)
+            return;
+#pragma unroll
+        for (int j = 0; j < ROW_IN_REGISTERS; j++) {
+            int i = threadIdx.x + j * 256;
+            w[j] = k.w && i < n ? k.w[i] : 1.f;
+        }
     }
-    sum = 0;
-    for (int i = threadIdx.x; i < n; i += 256) {
-        float d = get(i) - *mean;
-        sum += d * d;
+
+    /* get(i) reads the row, put(i, value) takes the normed one. */
+    template <class G, class P>
+    __device__ __forceinline__ void run(G get, P put, int n, const norm_args &k)
+    {
+        __shared__ float scratch[32];
+        const bool held = n <= ROW_IN_REGISTERS * 256;
+        float sum = 0, mean = 0;
+        if (held)
+#pragma unroll
+            for (int j = 0; j < ROW_IN_REGISTERS; j++) {
+                int i = threadIdx.x + j * 256;
+                v[j] = i < n ? get(i) : 0.f;
+            }
+        if (!k.rms) {
+            if (held)
+#pragma unroll
+                for (int j = 0; j < ROW_IN_REGISTERS; j++)
+                    sum = __fadd_rn(sum, v[j]); /* what is not there adds zero */
+            else
+                for (int i = threadIdx.x; i < n; i += 256)
+                    sum = __fadd_rn(sum, get(i));
+            mean = block_sum<256>(sum, scratch) / n;
+        }
+        sum = 0;
+        if (held)
+#pragma unroll
+            for (int j = 0; j < ROW_IN_REGISTERS; j++) {
+                float d = __fsub_rn(v[j], mean);
+                sum = threadIdx.x + j * 256 < n ? __fmaf_rn(d, d, sum) : sum;
+            }
+        else
+            for (int i = threadIdx.x; i < n; i += 256) {
+                float d = __fsub_rn(get(i), mean);
+                sum = __fmaf_rn(d, d, sum);
+            }
+        float factor = rsqrtf(block_sum<256>(sum, scratch) / n + k.eps);
+        if (held)
+#pragma unroll
+            for (int j = 0; j < ROW_IN_REGISTERS; j++) {
+                int i = threadIdx.x + j * 256;
+                if (i < n)
+                    put(i,
+                        shifted(__fmul_rn(__fmul_rn(__fsub_rn(v[j], mean), factor), w[j]), k, i));
+            }
+        else
+            for (int i = threadIdx.x; i < n; i += 256)
+                put(i, normed(get(i), mean, factor, k, i));
     }
-    *factor = rsqrtf(block_sum<256, SYNC>(sum, scratch) / n + k.eps);
-}
+};
 
 /* Numbered as enum act_kind. */
 __device__ __forceinline__ float activate(int kind, float x)

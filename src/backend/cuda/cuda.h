@@ -69,6 +69,7 @@ struct norm_args {
     const float *w, *b;
     float eps;
     bool rms;
+    int head_stride; /* q and k norms: from one head's weights to the next, 0: shared */
 };
 
 struct rope_args {
@@ -86,8 +87,9 @@ void launch_embed(cuda_stream s, float *h, const void *table, const struct step_
 void launch_make_up(cuda_stream s, void *out, size_t n, uint64_t key, float width);
 void launch_add_norm(cuda_stream s, void *x, float *h, const void *add, float add_scale,
                      const struct norm_args *norm, int rows, int n);
+/* Rows are `stride` values apart. */
 void launch_norm(cuda_stream s, void *y, const void *x, const struct norm_args *norm, int rows,
-                 int n);
+                 int n, size_t stride);
 void launch_act(cuda_stream s, void *y, const void *x, int kind, bool gated, int rows, int n);
 void launch_add_bias(cuda_stream s, void *y, const float *bias, int rows, int n);
 void launch_gather_rows(cuda_stream s, void *out, const void *x, const int32_t *row, int n,
@@ -105,9 +107,9 @@ void launch_qkv_rope_cache(cuda_stream s, void *qkv, const struct kv_cache *kv,
 /* ---- attention.cu --------------------------------------------------------------------------- */
 /* Work for one step, made on the host: rows of q tiles and (sequence, chunk) pairs. */
 struct attn_plan {
-    /* decode: a block of threads goes over (sequence, chunk) pairs, n_blocks apart */
+    /* decode: a block of threads goes over (row, chunk) pairs, n_blocks apart */
     const int32_t *n_split;    /* on the device: how many, and where in `split` they begin */
-    const int32_t *split;      /* [n_split][2]: sequence; chunk, absolute */
+    const int32_t *split;      /* [n_split][4]: row, chunk (absolute), kv_len, block_start */
     const int32_t *split_part; /* [n_seqs + 1]: where a sequence's partial results begin */
     int n_blocks;              /* of threads for each KV head, 0: no decoding sequence */
     /* prefill: tiles of q rows */
@@ -127,11 +129,7 @@ void launch_attention(cuda_stream s, void *out, const void *qkv, const struct kv
                       const struct attn_plan *plan);
 
 /* ---- narrow.cu ------------------------------------------------------------------------------- */
-enum {
-    NARROW_MAX = 64,
-    NARROW_GATED_MAX = 32,
-    NARROW_NORM_MAX = 2
-}; /* rows of x; rows that it norms itself */
+enum { NARROW_MAX = 32, NARROW_NORM_MAX = 2 }; /* rows of x; rows that it norms itself */
 struct narrow_args {
     const void *w; /* [rows, cols] bf16, cols % 16 == 0 */
     int rows, cols;

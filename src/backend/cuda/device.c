@@ -267,7 +267,7 @@ static void cuda_norm(struct device *d, void *y, const void *x, const struct nor
 {
     struct norm_args k = norm_args(norm);
     fuse_flush(d);
-    launch_norm(d->stream, y, x, &k, rows, n);
+    launch_norm(d->stream, y, x, &k, rows, n, (size_t)n);
     cuda_note(d, "norm");
 }
 
@@ -298,6 +298,16 @@ static void cuda_qkv_rope_cache(struct device *d, void *qkv, const struct attn_s
                                .mscale = rope->mscale,
                                .interleaved = rope->interleaved};
     fuse_flush(d);
+    const size_t width = (size_t)(a->n_heads + 2 * a->n_kv_heads) * (size_t)a->head_dim;
+    if (a->qk_norm == QK_NORM_HEADS)
+        q.head_stride = k.head_stride = a->head_dim;
+    if (a->qk_norm == QK_NORM_ALL && q_norm && k_norm) {
+        uint16_t *first_k = (uint16_t *)qkv + a->n_heads * a->head_dim;
+        int rows = d->rows.tokens;
+        launch_norm(d->stream, qkv, qkv, &q, rows, a->n_heads * a->head_dim, width);
+        launch_norm(d->stream, first_k, first_k, &k, rows, a->n_kv_heads * a->head_dim, width);
+        q_norm = k_norm = NULL;
+    }
     launch_qkv_rope_cache(d->stream, qkv, &d->kv[a->group][a->layer_in_group], &d->arrays[a->group],
                           &shape, &r, q_norm ? &q : NULL, k_norm ? &k : NULL);
     cuda_note(d, "qkv_rope_cache");
@@ -482,6 +492,7 @@ static const struct ops cuda_ops = {
     .memory = cuda_memory,
     .name = "cuda",
     .act_bytes = 2,
+    .features = OPS_QK_NORM_KINDS | OPS_NO_NORM,
     .alloc = cuda_alloc,
     .free = cuda_free,
     .supports = cuda_supports,

@@ -62,24 +62,31 @@ extern "C" void launch_make_up(cuda_stream s, void *out, size_t n, uint64_t key,
                  width / 32768);
 }
 
-/* One block a row: h += add * scale, then x = norm(h). h is read once more from L1. */
+/* One block a row: h += add * scale, then x = norm(h), or h itself. */
 __global__ void __launch_bounds__(256)
-    add_norm_kernel(bf16 *x, float *h, const bf16 *add, float add_scale, norm_args k, int n)
+    add_norm_kernel(bf16 *x, float *h, const bf16 *add, float add_scale, norm_args k, bool plain,
+                    int n)
 {
-    begin();
+    row_norm row;
+    launch_dependents();
+    row.load_weights(k, n);
+    wait_for_dependencies();
     h += (size_t)blockIdx.x * n;
     if (add) {
         add += (size_t)blockIdx.x * n;
+#pragma unroll 8
         for (int i = threadIdx.x; i < n; i += 256)
             h[i] = __fmaf_rn(to_f(add[i]), add_scale, h[i]);
     }
     if (!x)
         return;
     x += (size_t)blockIdx.x * n;
-    float mean, factor;
-    moments([&](int i) { return h[i]; }, n, k, &mean, &factor); /* own elements: no barrier */
-    for (int i = threadIdx.x; i < n; i += 256)
-        x[i] = to_bf(normed(h[i], mean, factor, k, i));
+    if (plain)
+        for (int i = threadIdx.x; i < n; i += 256)
+            x[i] = to_bf(h[i]);
+    else
+        row.run([&](int i) { return h[i]; }, /* own elements: no barrier */
+                [&](int i, float v) { x[i] = to_bf(v); }, n, k);
 }
 
 extern "C" void launch_add_norm(cuda_stream s, void *x, float *h, const void *add, float add_scale,
@@ -87,24 +94,27 @@ extern "C" void launch_add_norm(cuda_stream s, void *x, float *h, const void *ad
 {
     norm_args none = {};
     launch_after(s, add_norm_kernel, dim3(rows), dim3(256), 0, (bf16 *)x, h, (const bf16 *)add,
-                 add_scale, norm ? *norm : none, n);
+                 add_scale, norm ? *norm : none, norm == NULL, n);
 }
 
-__global__ void __launch_bounds__(256) norm_kernel(bf16 *y, const bf16 *x, norm_args k, int n)
+/* One block a row; rows are x_stride values apart in x and in y. */
+__global__ void __launch_bounds__(256)
+    norm_kernel(bf16 *y, const bf16 *x, norm_args k, int n, size_t stride)
 {
-    begin();
-    x += (size_t)blockIdx.x * n;
-    y += (size_t)blockIdx.x * n;
-    float mean, factor;
-    moments([&](int i) { return to_f(x[i]); }, n, k, &mean, &factor);
-    for (int i = threadIdx.x; i < n; i += 256)
-        y[i] = to_bf(normed(to_f(x[i]), mean, factor, k, i));
+    row_norm row;
+    launch_dependents();
+    row.load_weights(k, n);
+    wait_for_dependencies();
+    x += blockIdx.x * stride;
+    y += blockIdx.x * stride;
+    row.run([&](int i) { return to_f(x[i]); }, [&](int i, float v) { y[i] = to_bf(v); }, n, k);
 }
 
 extern "C" void launch_norm(cuda_stream s, void *y, const void *x, const struct norm_args *norm,
-                            int rows, int n)
+                            int rows, int n, size_t stride)
 {
-    launch_after(s, norm_kernel, dim3(rows), dim3(256), 0, (bf16 *)y, (const bf16 *)x, *norm, n);
+    launch_after(s, norm_kernel, dim3(rows), dim3(256), 0, (bf16 *)y, (const bf16 *)x, *norm, n,
+                 stride);
 }
 
 /* Eight values a thread; n % 8 == 0. */
@@ -226,7 +236,8 @@ __global__ void qkv_rope_cache_kernel(bf16 *qkv, struct kv_cache kv, struct step
     __syncwarp();
     bool is_q = head < shape.n_heads, is_v = head >= shape.n_heads + shape.n_kv_heads;
     if (!is_v && (is_q ? has_q_norm : has_k_norm)) {
-        const norm_args &k = is_q ? q_norm : k_norm;
+        norm_args k = is_q ? q_norm : k_norm;
+        k.w += (is_q ? head : head - shape.n_heads) * k.head_stride;
         float mean = 0, sum = 0;
         for (int i = lane; i < n && !k.rms; i += 32)
             sum += x[i];

@@ -10,9 +10,9 @@
  * ramp-up. Blocks are as many as multiprocessors where the shape allows; their shared memory leaves
  * room for one of the next kernel.
  *
- * A stage is 64 columns of the block's rows of W (of its rows of gate and of up), and of x: rows of
- * 128 bytes, sixteens of bytes swizzled by the row (chunk c of row r lies at c ^ r % 8), which
- * keeps ldmatrix free of bank conflicts. What is outside of W or x comes as zeros.
+ * A stage is one or two boxes of 64 columns of the block's rows of W (of gate and of up), and of x:
+ * rows of 128 bytes, sixteens of bytes swizzled by the row (chunk c of row r lies at c ^ r % 8),
+ * which keeps ldmatrix free of bank conflicts. What is outside of W or x comes as zeros.
  *
  * What comes before and after a product in a layer is done in it, with the same roundings as the
  * kernels of elementwise.cu: the norm of the residual that makes x, a bias, the addition to the
@@ -23,13 +23,15 @@
 #include <cuda.h>
 #include <cudaTypedefs.h>
 
-static const int WARPS = 8, STAGES_MAX = 24; /* warps that multiply; one more asks */
-static const int KS = 64, STEPS = KS / 16, ROW = KS * (int)sizeof(bf16); /* of a stage; bytes */
+static const int WARPS = 7, STAGES_MAX = 24;              /* warps that multiply; one more asks */
+static const int BOX = 64, ROW = BOX * (int)sizeof(bf16); /* columns of a box; bytes of its rows */
 
 /* NT: eights of rows of x. NORMED: x is made here and stays whole in shared memory. */
 template <int NT_, bool GATED_, bool NORMED_> struct narrow_config {
-    static const int NT = NT_, X_BYTES = NORMED_ ? 0 : NT * 8 * ROW;
+    static const int NT = NT_, X_BYTES = NORMED_ ? 0 : NT * 8 * ROW; /* of a box */
     static const bool GATED = GATED_, NORMED = NORMED_;
+    /* Of columns, in a stage: two where registers allow, for fewer barriers. */
+    static const int BOXES = GATED || NT > 2 ? 1 : 2, KS = BOXES * BOX, STEPS = KS / 16;
 };
 
 __device__ __forceinline__ unsigned shared_address(const void *p)
@@ -81,51 +83,75 @@ struct ring_barriers {
     uint64_t full[STAGES_MAX], empty[STAGES_MAX];
 };
 
-/* One lane of the asking warp: all stages of the block's rows. */
-template <class C>
-__device__ void ask_all(const narrow_args &a, const CUtensorMap *w, const CUtensorMap *x,
-                        unsigned char *ring, ring_barriers &b, int n_stages)
-{
-    const int used = a.groups_per_block, w_bytes = used * 16 * ROW;
-    const int stage = w_bytes * (C::GATED ? 2 : 1) + C::X_BYTES;
-    const int row = blockIdx.x * used * 16, half = a.rows / 2, ahead = min(a.stages, n_stages);
-    auto ask_w = [&](unsigned char *to, int k, uint64_t *full) {
-        barrier_expect(full, stage);
-        box_copy(to, w, k * KS, row, full);
+/* One lane asks for all stages of the block's rows. */
+template <class C> struct asker {
+    const narrow_args &a;
+    const CUtensorMap *w, *x;
+    unsigned char *ring;
+    ring_barriers &b;
+    int n_stages, w_bytes, x_part, stage, row, ahead;
+
+    __device__ __forceinline__ void ask_w(int slot, int k) const
+    {
+        unsigned char *to = ring + slot * stage;
+        barrier_expect(b.full + slot, stage);
+#pragma unroll
+        for (int j = 0; j < C::BOXES; j++)
+            box_copy(to + j * w_bytes, w, k * C::KS + j * BOX, row, b.full + slot);
         if (C::GATED)
-            box_copy(to + w_bytes, w, k * KS, half + row, full);
-    };
-    auto ask_x = [&](unsigned char *to, int k, uint64_t *full) {
+            box_copy(to + w_bytes, w, k * C::KS, a.rows / 2 + row, b.full + slot);
+    }
+
+    __device__ __forceinline__ void ask_x(int slot, int k) const
+    {
         if (!C::NORMED)
-            box_copy(to + stage - C::X_BYTES, x, k * KS, 0, full);
-    };
-    for (int k = 0; k < ahead; k++)
-        ask_w(ring + k * stage, k, b.full + k);
-    wait_for_dependencies();
-    asm volatile("fence.proxy.async.global;" ::: "memory");
-    for (int k = 0; k < ahead; k++)
-        ask_x(ring + k * stage, k, b.full + k);
-    for (int k = ahead, slot = 0, phase = 0; k < n_stages; k++) {
-        barrier_wait(b.empty + slot, phase);
-        ask_w(ring + slot * stage, k, b.full + slot);
-        ask_x(ring + slot * stage, k, b.full + slot);
-        if (++slot == a.stages) {
-            slot = 0;
-            phase ^= 1;
+#pragma unroll
+            for (int j = 0; j < C::BOXES; j++)
+                box_copy(ring + slot * stage + x_part + j * C::X_BYTES, x, k * C::KS + j * BOX, 0,
+                         b.full + slot);
+    }
+
+    /* What the ring holds, before x is there. */
+    __device__ void begin()
+    {
+        const int used = a.groups_per_block;
+        w_bytes = used * 16 * ROW;
+        x_part = C::BOXES * w_bytes * (C::GATED ? 2 : 1);
+        stage = x_part + C::BOXES * C::X_BYTES;
+        row = blockIdx.x * used * 16;
+        ahead = min(a.stages, n_stages);
+        for (int k = 0; k < ahead; k++)
+            ask_w(k, k);
+    }
+
+    __device__ void rest() const
+    {
+        asm volatile("fence.proxy.async.global;" ::: "memory");
+        for (int k = 0; k < ahead; k++)
+            ask_x(k, k);
+        for (int k = ahead, slot = 0, phase = 0; k < n_stages; k++) {
+            barrier_wait(b.empty + slot, phase);
+            ask_w(slot, k);
+            ask_x(slot, k);
+            if (++slot == a.stages) {
+                slot = 0;
+                phase ^= 1;
+            }
         }
     }
-}
+};
 
 /* The operands of one stage in registers. */
 template <class C> struct operands {
-    unsigned w[STEPS][4], up[C::GATED ? STEPS : 1][4], x[STEPS][C::NT][2];
+    unsigned w[C::STEPS][4], up[C::GATED ? C::STEPS : 1][4], x[C::STEPS][C::NT][2];
 
     /* Step s of a stage; x comes for two steps at a time. w_at, up_at, x_at: where this lane points
      * ldmatrix at for step 0, in bytes of shared memory. */
     __device__ __forceinline__ void load(unsigned w_at, unsigned up_at,
-                                         const unsigned (&x_at)[C::NT], int s)
+                                         const unsigned (&x_at)[C::NT], int s, int w_bytes)
     {
-        ldmatrix4_at(w[s], w_at ^ s << 5);
+        const int box = s / 4, in = s % 4;
+        ldmatrix4_at(w[s], (w_at ^ in << 5) + box * w_bytes);
         if (C::GATED)
             ldmatrix4_at(up[C::GATED ? s : 0], up_at ^ s << 5);
         if (s % 2)
@@ -133,7 +159,8 @@ template <class C> struct operands {
 #pragma unroll
         for (int t = 0; t < C::NT; t++) {
             unsigned b[4];
-            ldmatrix4_at(b, C::NORMED ? x_at[t] + s * 32 : x_at[t] ^ s / 2 << 6);
+            ldmatrix4_at(b,
+                         C::NORMED ? x_at[t] + s * 32 : (x_at[t] ^ in / 2 << 6) + box * C::X_BYTES);
             x[s][t][0] = b[0];
             x[s][t][1] = b[1];
             x[s + 1][t][0] = b[2];
@@ -142,19 +169,18 @@ template <class C> struct operands {
     }
 };
 
-/* Row r of x, normed, to shared memory, and by the first block to where others may read it. By the
- * first 256 threads. */
-__device__ void norm_row(bf16 *to, int padded, const narrow_args &a, int r)
+/* Row r of x, normed, to shared memory, and by the first block to where others may read it. */
+__device__ void norm_row(bf16 *to, int padded, const narrow_args &a, row_norm &row, int r)
 {
     const float *h = a.h + (size_t)r * a.cols;
-    float mean, factor;
-    moments<sync_256>([&](int i) { return h[i]; }, a.cols, a.norm, &mean, &factor);
-    for (int i = threadIdx.x; i < a.cols; i += 256) {
-        bf16 v = to_bf(normed(h[i], mean, factor, a.norm, i));
-        to[i] = v;
-        if (blockIdx.x == 0)
-            ((bf16 *)a.x_out)[(size_t)r * a.cols + i] = v;
-    }
+    bf16 *out = (bf16 *)a.x_out + (size_t)r * a.cols;
+    row.run([&](int i) { return h[i]; },
+            [&](int i, float v) {
+                to[i] = to_bf(v);
+                if (blockIdx.x == 0)
+                    out[i] = to_bf(v);
+            },
+            a.cols, a.norm);
     for (int i = a.cols + threadIdx.x; i < padded; i += 256)
         to[i] = to_bf(0.f);
 }
@@ -191,14 +217,15 @@ __device__ __forceinline__ void multiply(const narrow_args &a, unsigned ring, un
                                          int x_stride, ring_barriers &b, int n_stages)
 {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, used = a.groups_per_block;
-    const int w_bytes = used * 16 * ROW, stage = w_bytes * (C::GATED ? 2 : 1) + C::X_BYTES;
+    const int w_bytes = used * 16 * ROW, x_part = C::BOXES * w_bytes * (C::GATED ? 2 : 1);
+    const int stage = x_part + C::BOXES * C::X_BYTES;
     const unsigned w_off = (warp * 16 + lane % 16) * ROW + ((lane / 16 ^ lane % 8) << 4);
     unsigned x_off[C::NT];
 #pragma unroll
     for (int t = 0; t < C::NT; t++) { /* rows that are not there: their columns of y are not used */
         int r = t * 8 + lane % 8;
         x_off[t] = C::NORMED ? xs + (min(r, a.m - 1) * x_stride + lane / 8 * 8) * 2
-                             : stage - C::X_BYTES + r * ROW + ((lane / 8 ^ lane % 8) << 4);
+                             : x_part + r * ROW + ((lane / 8 ^ lane % 8) << 4);
     }
     operands<C> even, odd;
     float c[C::NT][4], up[C::GATED ? C::NT : 1][4];
@@ -210,7 +237,7 @@ __device__ __forceinline__ void multiply(const narrow_args &a, unsigned ring, un
         w_at = at + w_off;
 #pragma unroll
         for (int t = 0; t < C::NT; t++)
-            x_at[t] = (C::NORMED ? k * ROW : at) + x_off[t];
+            x_at[t] = (C::NORMED ? k * C::KS * 2 : at) + x_off[t];
     };
     auto release = [&]() { /* its operands are in registers */
                            __syncwarp();
@@ -234,9 +261,9 @@ __device__ __forceinline__ void multiply(const narrow_args &a, unsigned ring, un
         if (more)
             wait(next);
 #pragma unroll
-        for (int s = 0; s < STEPS; s++) {
+        for (int s = 0; s < C::STEPS; s++) {
             add(now, s);
-            then.load(w_at, w_at + w_bytes, x_at, s);
+            then.load(w_at, w_at + w_bytes, x_at, s, w_bytes);
         }
         if (more)
             release();
@@ -248,8 +275,8 @@ __device__ __forceinline__ void multiply(const narrow_args &a, unsigned ring, un
             c[t][e] = up[C::GATED ? t : 0][e] = 0;
     wait(0);
 #pragma unroll
-    for (int s = 0; s < STEPS; s++)
-        even.load(w_at, w_at + w_bytes, x_at, s);
+    for (int s = 0; s < C::STEPS; s++)
+        even.load(w_at, w_at + w_bytes, x_at, s, w_bytes);
     release();
 #pragma unroll 1
     for (int k = 0; k < n_stages; k += 2) {
@@ -275,9 +302,11 @@ __global__ void __launch_bounds__((WARPS + 1) * 32, C::NT == 1 ? 2 : 1)
     extern __shared__ unsigned char raw_shared[];
     __shared__ ring_barriers b;
     const int warp = threadIdx.x / 32, used = a.groups_per_block;
-    const int n_stages = (a.cols + KS - 1) / KS, padded = n_stages * KS, x_stride = padded + 8;
+    const int n_stages = (a.cols + C::KS - 1) / C::KS, padded = n_stages * C::KS,
+              x_stride = padded + 8;
     unsigned char *ring = raw_shared + (1024 - shared_address(raw_shared) % 1024) % 1024;
-    bf16 *xs = (bf16 *)(ring + a.stages * (used * 16 * ROW * (C::GATED ? 2 : 1) + C::X_BYTES));
+    bf16 *xs =
+        (bf16 *)(ring + a.stages * C::BOXES * (used * 16 * ROW * (C::GATED ? 2 : 1) + C::X_BYTES));
     if (threadIdx.x == 0) {
         for (int i = 0; i < a.stages; i++) {
             barrier_init(b.full + i, 1);
@@ -287,18 +316,22 @@ __global__ void __launch_bounds__((WARPS + 1) * 32, C::NT == 1 ? 2 : 1)
     }
     launch_dependents();
     __syncthreads();
-    if (warp == (C::NORMED ? WARPS : used)) {
-        if (threadIdx.x % 32 == 0)
-            ask_all<C>(a, &w_map, &x_map, ring, b, n_stages);
-        return;
-    }
+    const bool asks = warp == (C::NORMED ? WARPS : used) && threadIdx.x % 32 == 0;
+    asker<C> in = {a, &w_map, &x_map, ring, b, n_stages};
+    row_norm row;
+    if (asks)
+        in.begin();
+    if (C::NORMED)
+        row.load_weights(a.norm, a.cols);
     wait_for_dependencies();
     if (C::NORMED) {
         for (int r = 0; r < a.m; r++)
-            norm_row(xs + r * x_stride, padded, a, r);
-        sync_256();
+            norm_row(xs + r * x_stride, padded, a, row, r);
+        __syncthreads();
     }
-    if (warp < used)
+    if (asks)
+        in.rest();
+    else if (warp < used)
         multiply<C>(a, shared_address(ring), shared_address(xs), x_stride, b, n_stages);
 #endif
 }
@@ -312,7 +345,7 @@ static bool make_map(CUtensorMap *map, const void *data, int rows, int cols, int
                                          cudaEnableDefault, &found) != cudaSuccess)
         return false;
     cuuint64_t dim[2] = {(cuuint64_t)cols, (cuuint64_t)rows}, stride = (cuuint64_t)cols * 2;
-    cuuint32_t box[2] = {KS, (cuuint32_t)box_rows}, step[2] = {1, 1};
+    cuuint32_t box[2] = {BOX, (cuuint32_t)box_rows}, step[2] = {1, 1};
     return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)data, dim, &stride, box, step,
                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                   CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
@@ -324,9 +357,9 @@ static bool make_map(CUtensorMap *map, const void *data, int rows, int cols, int
 template <class C> static bool launch(cudaStream_t s, narrow_args a, int blocks)
 {
     const int most = 100 << 10, align = 1024, used = a.groups_per_block;
-    int n_k = (a.cols + KS - 1) / KS, parts = C::GATED ? 2 : 1;
-    int x = C::NORMED ? a.m * (n_k * KS + 8) * (int)sizeof(bf16) : 0;
-    int stage = used * 16 * ROW * parts + C::X_BYTES, stages = (most - x) / stage;
+    int n_k = (a.cols + C::KS - 1) / C::KS, parts = C::GATED ? 2 : 1;
+    int x = C::NORMED ? a.m * (n_k * C::KS + 8) * (int)sizeof(bf16) : 0;
+    int stage = C::BOXES * (used * 16 * ROW * parts + C::X_BYTES), stages = (most - x) / stage;
     a.stages = stages < 3 ? 3 : stages > STAGES_MAX ? STAGES_MAX : stages;
     int bytes = x + a.stages * stage + align;
     static int allowed; /* shared memory that this kernel may have by now */
@@ -356,6 +389,8 @@ template <int NT> static bool launch_kind(cudaStream_t s, const narrow_args &a, 
 extern "C" bool launch_narrow(cuda_stream s, const struct narrow_args *args, int n_sms)
 {
     narrow_args a = *args;
+    if (a.m > NARROW_MAX)
+        return false;
     int groups = ((a.gated ? a.rows / 2 : a.rows) + 15) / 16;
     int per = (groups + n_sms - 1) / n_sms;
     a.groups_per_block = per > WARPS ? WARPS : per;

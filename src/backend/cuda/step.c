@@ -40,7 +40,7 @@ static size_t upload_words(const struct batch_limits *l)
     size_t tokens = (size_t)l->max_tokens, seqs = (size_t)l->max_seqs;
     size_t per_group = tokens + seqs + (size_t)l->max_blocks; /* slots, block table */
     size_t plan =
-        seqs + 2 * (size_t)l->max_blocks + 2 * seqs + 2 * tokens; /* parts, splits, tiles */
+        seqs + 4 * (size_t)l->max_blocks + 4 * seqs + 2 * tokens; /* parts, pairs, tiles */
     size_t copies = 2 * seqs;
     size_t arrays = 2 * tokens + 2 * seqs + (size_t)l->max_logits;
     size_t rows = (size_t)l->max_samples * (sizeof(struct draw_row) / sizeof(int32_t));
@@ -145,8 +145,10 @@ static size_t max_pairs(const struct device *d, const struct batch *b)
 }
 
 /* One row that sees what is before it goes over the chunks in parallel, while partial sums have
- * room; all other rows go in tiles. Both ways give the same bits. `part` is of this group. */
-static void plan_attention(struct device *d, int g, int32_t *header, int32_t *part)
+ * room; all other rows go in tiles. Both ways give the same bits. `start` and `part` are
+ * of this group. */
+static void plan_attention(struct device *d, int g, int32_t *header, const int32_t *start,
+                           int32_t *part)
 {
     const struct batch *b = d->batch;
     const struct attn_spec *a = &d->group[g];
@@ -156,7 +158,7 @@ static void plan_attention(struct device *d, int g, int32_t *header, int32_t *pa
     p->tile_seq = room(d, n_tiles, &tile_seq);
     p->tile_first = room(d, n_tiles, &tile_first);
     size_t at = d->upload_used;
-    (void)room(d, 2 * most, &pair);
+    (void)room(d, 4 * most, &pair);
     int n = 0;
     for (int s = 0; s < b->n_seqs; s++) {
         int q = b->q_start[s + 1] - b->q_start[s], first,
@@ -164,8 +166,10 @@ static void plan_attention(struct device *d, int g, int32_t *header, int32_t *pa
         part[s] = n;
         if (q == 1 && a->causal && (size_t)(n + end - first) <= most) {
             for (int c = first; c < end; c++) {
-                pair[2 * n] = s;
-                pair[2 * n++ + 1] = c;
+                pair[4 * n] = b->q_start[s];
+                pair[4 * n + 1] = c;
+                pair[4 * n + 2] = b->kv_len[s];
+                pair[4 * n++ + 3] = start[s];
             }
             continue;
         }
@@ -179,7 +183,7 @@ static void plan_attention(struct device *d, int g, int32_t *header, int32_t *pa
         part[s] = n;
     header[0] = n;
     header[1] = (int32_t)at;
-    d->upload_used = (at + 2 * (size_t)n + 3) & ~(size_t)3; /* what was not needed */
+    d->upload_used = (at + 4 * (size_t)n + 3) & ~(size_t)3; /* what was not needed */
     p->n_blocks = decode_blocks(d, a, n);
 }
 
@@ -311,7 +315,7 @@ static void place_arrays(struct device *d, int slot)
     struct draw_row *row = place_draw_rows(d);
     for (int g = 0; g < d->n_groups; g++) {
         place_blocks(d, g, start[g]);
-        plan_attention(d, g, header + 1 + 2 * g, part[g]);
+        plan_attention(d, g, header + 1 + 2 * g, start[g], part[g]);
     }
     place_words(d, row);
 }

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# The GPU's table: checks, kernels and whole steps of Llama-3.1-8B (dummy weights) on one NVIDIA GPU,
+# as shares of what it can do. Rows go to bench/results/h200.json, merged with those of other parts.
+#
+#     bench/h200.sh check decode prefill trace     each part takes a minute or two
+#     BIN=DIR bench/h200.sh decode                 binaries built elsewhere
+#     OUT=FILE bench/h200.sh decode                rows go there
+#
+# Parts: check (the tests of tests/gpu), sanitize (compute-sanitizer over some of them), decode,
+# prefill, trace (requests of bench/traces/azure_conv.csv, all at once).
+# SPDX-License-Identifier: Apache-2.0
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bin=${BIN:-build} out=${OUT:-bench/results/h200.json} model=bench/configs/llama-3.1-8b
+raw=$(mktemp -d)
+trap 'rm -rf "$raw"' EXIT
+
+# latency BATCH INPUT OUTPUT: seconds of one batch, start to end
+latency() {
+    "$bin/sluice" bench latency "$model" --load-format dummy --device cuda --skip-tokenizer-init \
+        --batch-size "$1" --input-len "$2" --output-len "$3" --num-iters-warmup 1 --num-iters 3 \
+        --output-json "$raw/latency.json" > "$raw/latency.log" 2>&1 || cat "$raw/latency.log" >&2
+    python3 -c "import json; print(json.load(open('$raw/latency.json'))['avg_latency'])"
+}
+
+part_check() {
+    for test in sample narrow pebble; do "$bin/gpu_$test"; done
+    "$bin/golden_api_pebble" cuda
+}
+
+part_sanitize() {
+    compute-sanitizer --tool memcheck --error-exitcode 9 "$bin/gpu_pebble" short
+    # cuBLASLt's own kernels report hazards; ours are those that are named here
+    compute-sanitizer --tool racecheck --racecheck-report analysis --error-exitcode 9 \
+        --kernel-name 'regex=split|tile|combine|embed|norm|act|rope|gather|draw|narrow' \
+        "$bin/gpu_pebble" short
+}
+
+part_decode() {
+    "$bin/gpu_narrow" speed | tee "$raw/narrow.txt"
+    "$bin/gpu_kernels" | tee "$raw/kernels.txt"
+    for batch in 1 64 256; do
+        echo "step $batch $(latency $batch 1024 16) $(latency $batch 1024 80)" | tee -a "$raw/steps.txt"
+    done
+}
+
+part_prefill() {
+    [ -s "$raw/kernels.txt" ] || "$bin/gpu_kernels" | tee "$raw/kernels.txt"
+    echo "prefill 8 2048 $(latency 8 2048 1)" | tee -a "$raw/steps.txt"
+}
+
+part_trace() {
+    python3 - "$raw/trace.csv" << 'PY'
+import csv, sys
+rows = list(csv.DictReader(open("bench/traces/azure_conv.csv")))[:1000]
+with open(sys.argv[1], "w") as f:
+    f.write("arrived_s,input_tokens,output_tokens\n")
+    for r in rows:
+        f.write(f"0,{min(int(r['input_tokens']), 4096)},{min(int(r['output_tokens']), 1024)}\n")
+PY
+    "$bin/sluice" bench throughput "$model" --load-format dummy --device cuda \
+        --skip-tokenizer-init --max-model-len 8192 --trace "$raw/trace.csv" --num-prompts 1000 \
+        2>&1 | tee "$raw/throughput.txt"
+}
+
+for part in "$@"; do "part_$part"; done
+python3 bench/h200_report.py "$raw" "$out" "${COMMIT:-$(git rev-parse --short HEAD)}"
