@@ -48,8 +48,8 @@ class Routes(unittest.TestCase):
             for method in item.keys() - {"parameters"}:
                 a = self.get(path.replace("{model_id}", MODEL), method.upper())
                 self.assertNotEqual(a.status, 405, (path, method))
-                if a.status == 404:
-                    self.assertEqual(path, "/tokenizer_info")
+                if a.status == 404 and path != "/tokenizer_info": # a model that generates
+                    self.assertIn("The model does not support", a.body.decode())
         have = {}
         for path in doc["paths"]:
             a = self.get(path.replace("{model_id}", MODEL), "DELETE")
