@@ -86,7 +86,8 @@ class Refusals(unittest.TestCase):
         self.refuse(["serve", "m", "--no-scheduler-reserve-full-isl"], "not there yet")
 
     def test_no_effect_is_said_once(self):
-        _, _, err = run("serve", NOWHERE, "--trust-remote-code", "--enforce-eager")
+        _, _, err = run("serve", NOWHERE, "--trust-remote-code",
+                        "--disable-custom-all-reduce")
         self.assertEqual(err.count("accepted and has no effect"), 2)
         self.assertIn("--trust-remote-code", err)
 

@@ -430,6 +430,42 @@ static void wrong_checkpoints(void **state)
     model_spec_destroy(&spec);
 }
 
+static enum sl_status takes_memory(struct device *d, struct weight *out,
+                                   const struct weight_source *src, enum wformat format,
+                                   const char *name, struct sl_err *err)
+{
+    (void)d, (void)out, (void)src, (void)format;
+    return SL_FAIL(err, SL_ENOMEM, "memory was taken for '%s'", name);
+}
+
+/* A checkpoint of 4 experts under a config of 5: named before the device gives any memory. */
+static void missing_expert(void **state)
+{
+    (void)state;
+    static const char folder[] = "tests/golden/families/mixtral";
+    struct model_spec *spec = NULL;
+    struct model_weights w;
+    const struct ops *ops;
+    struct device *dev;
+    struct sl_err err = {0};
+    if (model_spec_load(&spec, folder, "{\"num_local_experts\":5}", "vllm", &err))
+        fail_msg("%s", err.msg);
+    assert_int_equal(ref_device_create(&ops, &dev, &err), SL_OK);
+    struct ops strict = *ops;
+    strict.weight_prepare = takes_memory;
+    const struct load_request req = {.spec = spec,
+                                     .dir = folder,
+                                     .load_format = SL_LOAD_AUTO,
+                                     .dtype = SL_DTYPE_F32,
+                                     .ops = &strict,
+                                     .device = dev};
+    assert_int_equal(weights_load(&w, &req, &err), SL_EFORMAT);
+    if (!strstr(err.msg, "has no tensor 'model.layers.0") || !strstr(err.msg, "experts.4."))
+        fail_msg("'%s' does not name the expert", err.msg);
+    ops->destroy(dev);
+    model_spec_destroy(&spec);
+}
+
 static void dummy_weights(void **state)
 {
     (void)state;
@@ -511,17 +547,12 @@ static void half_conversions(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(reads_a_llama),
-        cmocka_unit_test(overrides_merge),
-        cmocka_unit_test(rope_scalings),
-        cmocka_unit_test(windows_make_groups),
-        cmocka_unit_test(loads_weights),
-        cmocka_unit_test(wrong_checkpoints),
-        cmocka_unit_test(dummy_weights),
-        cmocka_unit_test(survives_no_memory),
-        cmocka_unit_test(refuses_what_it_cannot_run),
-        cmocka_unit_test(half_conversions),
-        cmocka_unit_test(generation_config),
+        cmocka_unit_test(reads_a_llama),      cmocka_unit_test(overrides_merge),
+        cmocka_unit_test(rope_scalings),      cmocka_unit_test(windows_make_groups),
+        cmocka_unit_test(loads_weights),      cmocka_unit_test(wrong_checkpoints),
+        cmocka_unit_test(missing_expert),     cmocka_unit_test(dummy_weights),
+        cmocka_unit_test(survives_no_memory), cmocka_unit_test(refuses_what_it_cannot_run),
+        cmocka_unit_test(half_conversions),   cmocka_unit_test(generation_config),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }
