@@ -331,8 +331,10 @@ const struct flag flag_table[] = {
      .meta = "NAME", .shown = "coupled",
      .help = "How guesses are verified. coupled: answers are those without speculation, bit for "
              "bit; standard: the same distribution, other tokens."},
-    {EXTRA_ROW(FLAG_JSON, "structured-outputs-config"), .state = FLAG_NO_EFFECT, NOT_STORED,
-     .help = "Which grammar backend to use."},
+    {EXTRA_ROW(FLAG_JSON, "structured-outputs-config"), AT(engine.structured_outputs_config),
+     .help =
+         "Defaults of structured output: disable_any_whitespace, disable_additional_properties. "
+         "A backend may be named; there is one."},
     {EXTRA_ROW(FLAG_JSON, "compilation-config"), .short_name = "cc", .state = FLAG_NO_EFFECT,
      NOT_STORED, .help = "Nothing is compiled at run time."},
     {EXTRA_ROW(FLAG_INT, "optimization-level"), .short_name = "O", .state = FLAG_NO_EFFECT,

@@ -168,6 +168,19 @@ static bool get_bias(struct sl_sampling_params *p, json_t *value)
     return json_is_object(value);
 }
 
+static bool get_structured(struct sl_sampling_params *p, const json_t *value, char *why,
+                           size_t size)
+{
+    char *text = json_dumps(value, JSON_ENCODE_ANY), *memory = NULL;
+    struct sl_err err = {0};
+    bool ok = text && sl_structured_output_parse(text, strlen(text), &p->structured, &memory,
+                                                 &err) == SL_OK; /* memory: as long as p */
+    if (!ok)
+        snprintf(why, size, "%s", err.msg);
+    free(text);
+    return ok;
+}
+
 bool sampling_from_json(struct sl_sampling_params *p, const json_t *object, char *why, size_t size)
 {
     for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
@@ -188,6 +201,9 @@ bool sampling_from_json(struct sl_sampling_params *p, const json_t *object, char
         snprintf(why, size, "\"logit_bias\" must map token ids to numbers");
         return false;
     }
+    const json_t *structured = json_object_get(object, "structured_outputs");
+    if (structured && !json_is_null(structured) && !get_structured(p, structured, why, size))
+        return false;
     const json_t *seed = json_object_get(object, "seed");
     if (seed && !json_is_null(seed)) {
         p->seed = json_integer_value(seed);
@@ -205,5 +221,6 @@ bool sampling_has_key(const char *name)
     for (size_t k = 0; k < sizeof keys / sizeof *keys; k++)
         if (strcmp(name, keys[k].name) == 0)
             return true;
-    return strcmp(name, "seed") == 0 || strcmp(name, "logit_bias") == 0;
+    return strcmp(name, "seed") == 0 || strcmp(name, "structured_outputs") == 0 ||
+           strcmp(name, "logit_bias") == 0;
 }

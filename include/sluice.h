@@ -139,6 +139,8 @@ struct sl_config {
     int sim_depth;          /* sim: steps in flight, 1 */
     /* JSON object: {"method": "ngram", "num_speculative_tokens": 4, ...}; NULL: no speculation */
     const char *speculative_config;
+    /* JSON object: disable_any_whitespace, disable_additional_properties; NULL: neither */
+    const char *structured_outputs_config;
     const char *rejection_sample_method; /* "coupled" or "standard"; NULL: what the JSON says */
 };
 
@@ -210,6 +212,27 @@ struct sl_logit_bias {
  * (TRUE), or once none that is under way is likely to do better (FALSE) or can (NEVER). */
 enum sl_early_stopping { SL_EARLY_FALSE = 0, SL_EARLY_TRUE, SL_EARLY_NEVER };
 
+/* What the output must look like (docs/structured.md). */
+enum sl_structured_kind {
+    SL_STRUCTURED_NONE,
+    SL_STRUCTURED_JSON,        /* text: a JSON schema */
+    SL_STRUCTURED_JSON_OBJECT, /* any JSON object; no text */
+    SL_STRUCTURED_REGEX,       /* text: the whole output matches it */
+    SL_STRUCTURED_CHOICE,      /* text: a JSON array of strings */
+    SL_STRUCTURED_GRAMMAR,     /* text: GBNF or Lark */
+    SL_STRUCTURED_TAG          /* text: a structural tag, as JSON */
+};
+struct sl_structured_output {
+    enum sl_structured_kind kind;
+    const char *text;
+    const char *field;                  /* for error messages, NULL: the kind's usual one */
+    const char *whitespace_pattern;     /* JSON: a regular expression, NULL: any white space */
+    bool disable_any_whitespace;        /* JSON: only one space after , and : */
+    bool disable_additional_properties; /* JSON: where the schema does not ask for them */
+    const int32_t *after; /* the output is free up to these tokens (the end of a reasoning) and */
+    int n_after;          /* follows the rules behind them; 0: from its beginning */
+};
+
 struct sl_sampling_params {
     int n;
     /* SL_NONE: n. Else so many candidates are computed, and the n with the largest cumulative
@@ -245,7 +268,14 @@ struct sl_sampling_params {
     int truncate_prompt_tokens; /* SL_NONE: off; -1: as much as fits; k: keep k */
     bool truncate_right;        /* keep the first tokens instead of the last */
     int repetition_max_pattern, repetition_min_pattern, repetition_min_count; /* 0: off */
+    struct sl_structured_output structured;
 };
+
+/* A structured_outputs object as vLLM has it: exactly one of json, json_object, regex, choice,
+ * grammar, structural_tag, and its options. What `out` points to is in *memory, for sl_free. */
+SL_API SL_MUST_CHECK enum sl_status sl_structured_output_parse(const char *json, size_t bytes,
+                                                               struct sl_structured_output *out,
+                                                               char **memory, struct sl_err *err);
 
 SL_API void sl_sampling_params_init(struct sl_sampling_params *p); /* vLLM's defaults */
 /* The same, then the model's generation_config.json as --generation-config says. */

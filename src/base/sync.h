@@ -19,6 +19,7 @@ enum lock_rank {
     LOCK_LOOP,       /* http/: a loop's wake list */
     LOCK_POOL,       /* backend/cpu: compute threads going to sleep */
     LOCK_CACHE,      /* text/: caches inside immutable objects */
+    LOCK_STRUCTURED, /* engine/: the library of grammars in the making */
     LOCK_GRAMMAR,    /* grammar/: leaves, splits, compiled grammars */
     LOCK_HUB,        /* hub/: one fetch's workers */
     N_LOCK_RANKS

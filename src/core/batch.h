@@ -54,6 +54,11 @@ struct sample_row {
     bool has_draft;
     int32_t draft;
     const float *draft_prob; /* [vocab] what the draft was drawn from; NULL: it was certain */
+    /* Bit t of mask[t / 32]: token t is allowed; NULL: all are. Set after the plan, before the step
+     * is submitted; lives as long as the step. n_allowed bits are set; forced: the only one, or -1
+     * (also without a mask). */
+    const uint32_t *mask;
+    int32_t n_allowed, forced;
 };
 
 /* Logprobs of the prompt token at pos+1, from logits row `logit`. */

@@ -97,6 +97,7 @@ struct sequence {
     enum sl_stop_kind stop_kind;
     int32_t stop_token;
     int64_t first_scheduled_ns;
+    struct matcher *matcher;        /* engine: where it is in req->grammar; NULL: not begun */
     void *sched_data, *sample_data; /* private to that stage; freed by it */
 };
 
@@ -134,6 +135,7 @@ struct request {
     /* Its tokens are made on the host: it has no place in a step planned while a token of it is in
      * flight. */
     bool lockstep;
+    struct grammar *grammar; /* engine: what the output must look like, NULL: anything */
     struct pooling *pooling; /* its hidden states are what is wanted; NULL: it generates */
     void *consumer;          /* engine/: where events go */
     int32_t cache_key;       /* scheduler: the interned cache_salt, 0: none, -1: do not cache */

@@ -6,16 +6,16 @@
 
 #include <time.h>
 
-enum { DEPTH_MAX = 16 };
-
 struct core {
     struct sched *sched;
     struct backend *be;
     sched_sink sink;
     void *ctx;
-    struct batch *ring[DEPTH_MAX]; /* steps [first, first + n_inflight) modulo depth */
+    struct batch *ring[CORE_DEPTH_MAX]; /* steps [first, first + n_inflight) modulo depth */
     int depth, first, n_inflight;
     struct step_result *result;
+    core_masks masks; /* NULL: none */
+    void *masks_ctx;
     struct core_times times;
 };
 
@@ -24,9 +24,9 @@ enum sl_status core_create(struct core **out, const struct sched_config *cfg, st
 {
     struct sched_config own = *cfg;
     own.depth = be->depth;
-    if (be->depth < 1 || be->depth > DEPTH_MAX)
+    if (be->depth < 1 || be->depth > CORE_DEPTH_MAX)
         return SL_FAIL(err, SL_EINVAL, "%s: depth %d, 1 to %d are possible", be->name, be->depth,
-                       DEPTH_MAX);
+                       CORE_DEPTH_MAX);
     struct core *c = mem_zalloc(1, sizeof *c);
     if (!c)
         return SL_FAIL(err, SL_ENOMEM, "engine core: no memory");
@@ -76,6 +76,12 @@ struct sched *core_sched(struct core *c)
     return c->sched;
 }
 
+void core_set_masks(struct core *c, core_masks fn, void *ctx)
+{
+    c->masks = fn;
+    c->masks_ctx = ctx;
+}
+
 /* Adds the time since *since to *sum, and moves *since on. */
 static void lap(int64_t *since, int64_t *sum)
 {
@@ -87,8 +93,11 @@ static void lap(int64_t *since, int64_t *sum)
 static enum sl_status fill(struct core *c, int64_t *since, struct sl_err *err)
 {
     while (c->n_inflight < c->depth) {
-        struct batch *b = c->ring[(c->first + c->n_inflight) % c->depth];
+        int slot = (c->first + c->n_inflight) % c->depth;
+        struct batch *b = c->ring[slot];
         bool any = sched_plan(c->sched, c->be->ops->now_ns(c->be), b);
+        if (any && c->masks)
+            c->masks(c->masks_ctx, slot, b);
         lap(since, &c->times.plan_ns);
         if (!any)
             break;

@@ -14,12 +14,21 @@ static enum sl_status copy_config(struct sl_engine *e, const struct sl_config *c
 {
     struct sl_config *c = &e->cfg;
     *c = *cfg;
-    const char **strings[] = {
-        &c->model,         &c->model_name,         &c->tokenizer,
-        &c->chat_template, &c->generation_config,  &c->override_generation_config,
-        &c->hf_overrides,  &c->quantization,       &c->kv_cache_dtype,
-        &c->sim_device,    &c->speculative_config, &c->rejection_sample_method,
-        &c->convert,       &c->pooler_config};
+    const char **strings[] = {&c->model,
+                              &c->model_name,
+                              &c->tokenizer,
+                              &c->chat_template,
+                              &c->generation_config,
+                              &c->override_generation_config,
+                              &c->hf_overrides,
+                              &c->quantization,
+                              &c->kv_cache_dtype,
+                              &c->sim_device,
+                              &c->speculative_config,
+                              &c->structured_outputs_config,
+                              &c->rejection_sample_method,
+                              &c->convert,
+                              &c->pooler_config};
     if (!c->model)
         return SL_FAIL_PARAM(err, SL_EINVAL, "model", "no model was given");
     if (!c->model_name)
@@ -86,6 +95,8 @@ enum sl_status engine_start(struct sl_engine *e, struct sl_err *err)
         st = core_create(&e->core, &e->sched_cfg, e->be, engine_sink, e, err);
     if (!st)
         st = setup_take_memory(e, err);
+    if (!st)
+        st = structured_start(e, err);
     if (st)
         return st;
     int max_beams = sched_max_beams(core_sched(e->core));
@@ -134,6 +145,7 @@ void sl_engine_destroy(struct sl_engine **ep)
     metrics_destroy(&e->metrics);
     cond_fini(&e->work);
     cond_fini(&e->drained);
+    structured_fini(e);
     mutex_fini(&e->lock);
     arena_fini(&e->strings);
     mem_free(e);

@@ -81,6 +81,21 @@ struct sl_request {
     bool ranked;  /* best_of: choice[] is in order, best first */
 };
 
+/* Structured output: grammars of this tokenizer, and room for the masks of steps in flight. */
+struct structured {
+    struct mutex lock; /* rank LOCK_STRUCTURED */
+    bool has_lock;
+    struct grammar_lib *lib; /* lock; made for the first request that wants it */
+    bool compact, closed;    /* fixed: --structured-outputs-config */
+    int n_words;             /* fixed: of a mask */
+    uint32_t *nothing;       /* fixed: [n_words], a mask that allows no token */
+    atomic_int n_live;       /* requests with a grammar: submitters count up, who frees them down */
+    struct mask_room {
+        uint32_t **row; /* [n] masks of n_words each */
+        int n, cap;
+    } room[CORE_DEPTH_MAX]; /* engine thread: of each step in flight */
+};
+
 struct sl_engine {
     /* fixed before the thread starts */
     struct sl_config cfg; /* strings are copies */
@@ -102,6 +117,7 @@ struct sl_engine {
     struct params_limits limits;
     struct sched_config sched_cfg;
     struct metrics *metrics;
+    struct structured structured;
     char *cache_info; /* labels of vllm:cache_config_info */
     int64_t started_ns;
     pthread_t thread;
@@ -175,6 +191,17 @@ int64_t stats_deadline(const struct sl_engine *e);    /* of the next line; INT64
 /* text.c */
 const struct tokenizer *text_tokenizer(const struct sl_text *t);
 bool text_has_template(const struct sl_text *t);
+
+/* structured.c */
+SL_MUST_CHECK enum sl_status structured_start(struct sl_engine *e, struct sl_err *err);
+void structured_fini(struct sl_engine *e);
+/* Compiles what p asks for, or finds it; *g stays NULL when it asks for nothing. Any thread. */
+SL_MUST_CHECK enum sl_status structured_prepare(struct sl_engine *e, struct request *r,
+                                                const struct sl_sampling_params *p,
+                                                struct sl_err *err);
+void structured_release(struct sl_engine *e, struct request *r);
+/* A core_masks: which tokens each sample row may give. */
+void structured_masks(void *engine, int slot, struct batch *b);
 
 /* request.c */
 void request_unref(struct sl_request *r);

@@ -169,10 +169,12 @@ enum sl_status params_copy(const struct params_limits *l, const struct sl_sampli
     *out = (struct seq_params){.p = *p, .eos_token = -1};
     struct sl_sampling_params *q = &out->p;
     const void *allowed = q->allowed_token_ids, *named = q->logprob_token_ids;
+    const void *after = q->structured.after;
     bool ok = copy_strings(a, &q->stop, q->n_stop) &&
               copy_strings(a, &q->bad_words, q->n_bad_words) &&
               copy_array(a, &allowed, q->n_allowed_token_ids, sizeof *q->allowed_token_ids) &&
               copy_array(a, &named, q->n_logprob_token_ids, sizeof *q->logprob_token_ids) &&
+              copy_array(a, &after, q->structured.n_after, sizeof *q->structured.after) &&
               copy_biases(a, q) && merge_stops(l, a, out);
     if (!ok)
         return SL_FAIL(err, SL_ENOMEM, "no memory for the request's parameters");
@@ -183,6 +185,8 @@ enum sl_status params_copy(const struct params_limits *l, const struct sl_sampli
         top = q->logprobs > top ? q->logprobs : top;
         out->n_beam_top = whole || top > l->vocab_size ? l->vocab_size : top;
     }
+    q->structured.text = q->structured.field = q->structured.whitespace_pattern = NULL;
+    q->structured.after = after;
     q->allowed_token_ids = allowed;
     q->logprob_token_ids = named;
     return encode_bad_words(t, a, out, err);

@@ -19,6 +19,7 @@ void request_unref(struct sl_request *r)
     event_buf_fini(&r->taken);
     cond_fini(&r->ready);
     mutex_fini(&r->lock);
+    structured_release(r->engine, &r->core);
     mem_free(r->plp);
     arena_fini(&r->core.arena);
     mem_free(r);

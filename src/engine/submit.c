@@ -149,6 +149,9 @@ static enum sl_status make_core(struct sl_request *r, const struct sl_input *in,
     c->lockstep =
         e->device_draws &&
         (rejects || !sampler_device_can(&c->params, e->cfg.logprobs_mode, e->device_keeps_tokens));
+    st = structured_prepare(e, c, p, err);
+    if (st)
+        return st;
     if (!p->has_seed)
         log_debug("Request %s: seed %" PRIu64, c->id, c->params.seed);
     st = request_make_seqs(c, err);

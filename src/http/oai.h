@@ -170,6 +170,9 @@ bool oai_fields_apply(struct oai_request *r, const json_t *body, struct oai_erro
 /* Known fields of an API in the table's order, for tests against openapi.json; NULL at the end. */
 const char *oai_field_name(enum oai_api api, int i);
 
+/* oai_structured.c: response_format and structured_outputs to params.structured. */
+bool oai_structured(struct oai_request *r, struct oai_error *e);
+
 /* oai_chat.c: messages as the template wants them, and the template's variables (new reference). */
 json_t *oai_chat_vars(struct oai_request *r, const struct oai_env *env, struct oai_error *e);
 

@@ -141,7 +141,7 @@ static bool check_completion_prompt(const json_t *body, struct oai_error *e)
     return true;
 }
 
-/* Constraints of the output: their mistakes have vLLM's texts, the rest is not there yet. */
+/* Constraints of the output: the mistakes that vLLM finds first. */
 static bool check_constraints(const json_t *body, struct oai_error *e)
 {
     json_t *rf = present(body, "response_format");
@@ -295,23 +295,10 @@ static bool read_stream_options(struct oai_request *r, const struct oai_env *env
 /* What vLLM has and this server has not yet: refused by name, never ignored. */
 static bool refuse_missing(const struct oai_request *r, struct oai_error *e)
 {
-    const char *type = json_string_value(json_object_get(r->response_format, "type"));
-    if (r->response_format) {
-        static const char *const known[] = {"json_object", "json_schema", "structural_tag"};
-        for (int i = 0; type && i < 3; i++)
-            if (!strcmp(type, known[i]))
-                return oai_fail(e, 501, NULL, "response_format",
-                                "response_format of type '%s' is not supported yet.", type);
-        if (!type || strcmp(type, "text"))
-            return schema_fail(e, "response_format", "union_tag_invalid",
-                               "Input tag should be one of text, json_object, json_schema, "
-                               "structural_tag");
-    }
     const struct {
         bool used;
         const char *name;
     } missing[] = {
-        {r->structured_outputs, "structured_outputs"},
         {truthy(r->prompt_embeds), "prompt_embeds"},
         {json_object_size(r->kv_transfer_params), "kv_transfer_params"},
         {json_object_size(r->ec_transfer_params), "ec_transfer_params"},
@@ -454,7 +441,7 @@ static bool settle(struct oai_request *r, const struct oai_env *env, struct oai_
     if (!check_words(r, e) || !read_stop(r, e) || !read_logit_bias(r, e) ||
         !read_repetition(r, e) || !read_early_stopping(r, e) || !read_stream_options(r, env, e) ||
         !check_choices(r, e) || !refuse_missing(r, e) || !oai_settle_tools(r, env, e) ||
-        !check_model(r, env, e))
+        !check_model(r, env, e) || !oai_structured(r, e))
         return false;
     settle_logprobs(r);
     r->truncate_right = r->truncation_side && !strcmp(r->truncation_side, "right");

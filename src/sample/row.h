@@ -14,6 +14,7 @@ struct sampler {
     enum sl_logprobs_mode mode;
     bool by_probability; /* how proposed tokens are verified */
     float *x;            /* [n]: the row being worked on */
+    float *masked;       /* [n]: a row as its mask leaves it */
     uint32_t *count;     /* [n]: zero between rows */
     int32_t *seen;       /* [n] */
     struct draw_scratch draw;

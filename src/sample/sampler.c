@@ -19,14 +19,15 @@ enum sl_status sampler_create(struct sampler **out, int vocab_size, enum sl_logp
     s->n = vocab_size;
     s->mode = mode;
     s->x = mem_aligned(n, sizeof *s->x, 64);
+    s->masked = mem_aligned(n, sizeof *s->masked, 64);
     s->count = mem_zalloc(n, sizeof *s->count);
     s->seen = mem_alloc(n, sizeof *s->seen);
     s->draw.w = mem_aligned(n, sizeof *s->draw.w, 64);
     s->draw.ids = mem_alloc(n, sizeof *s->draw.ids);
     s->draw.top = mem_alloc(n, sizeof *s->draw.top);
     s->draw.edge = mem_alloc(n, sizeof *s->draw.edge);
-    if (!s->x || !s->count || !s->seen || !s->draw.w || !s->draw.ids || !s->draw.top ||
-        !s->draw.edge) {
+    if (!s->x || !s->masked || !s->count || !s->seen || !s->draw.w || !s->draw.ids ||
+        !s->draw.top || !s->draw.edge) {
         sampler_destroy(&s);
         return SL_FAIL(err, SL_ENOMEM, "sampler: no memory for a vocabulary of %d", vocab_size);
     }
@@ -40,6 +41,7 @@ void sampler_destroy(struct sampler **sp)
     if (!s)
         return;
     mem_free(s->x);
+    mem_free(s->masked);
     mem_free(s->count);
     mem_free(s->seen);
     mem_free(s->draw.w);
@@ -109,7 +111,11 @@ static int beam_entries(struct sampler *s, const struct sample_row *sr, const fl
         s->x[i] = raw[i] - norm;
     if (processors_needed(sr->seq, sr->pos)) {
         processors_apply(sr->seq, sr->pos, s->x, s->n, s->count, s->seen);
-        if (!row_max(s->x, s->n, &max) || max == -INFINITY)
+        if (!row_max(s->x, s->n, &max))
+            return 0;
+        for (int i = 0; max == -INFINITY && sr->mask && i < s->n; i++)
+            s->x[i] = raw[i] - norm;
+        if (max == -INFINITY && !sr->mask)
             return 0;
     }
     row_top(s->x, NULL, s->n, k, s->draw.top);
@@ -142,6 +148,29 @@ static enum sl_status beam_row(struct sampler *s, const struct sample_row *sr, c
     return SL_OK;
 }
 
+/* ---- masks ----------------------------------------------------------------------------------- */
+
+/* The row with what its mask forbids at -inf: what comes after sees no other. NaN stays, so that it
+ * is found. */
+static const float *masked_row(struct sampler *s, const struct sample_row *sr, const float *raw)
+{
+    if (!sr->mask)
+        return raw;
+    for (int i = 0; i < s->n; i++) {
+        bool allowed = sr->mask[i >> 5] >> (i & 31) & 1;
+        s->masked[i] = allowed || raw[i] != raw[i] ? raw[i] : -INFINITY;
+    }
+    return s->masked;
+}
+
+/* One token can follow, and nothing is to be told of the others: it needs no row. */
+static bool is_forced(const struct sampler *s, const struct sample_row *sr)
+{
+    const struct sl_sampling_params *p = &sr->seq->req->params.p;
+    return sr->mask && sr->forced >= 0 && sr->forced < s->n && p->logprobs == SL_NONE &&
+           p->n_logprob_token_ids == 0;
+}
+
 /* ---- one row --------------------------------------------------------------------------------- */
 
 /* Before the temperature: `raw` itself, or s->x. */
@@ -155,7 +184,13 @@ static const float *processed_row(struct sampler *s, const struct sample_row *sr
         return raw;
     memcpy(s->x, raw, (size_t)s->n * sizeof *raw);
     processors_apply(sr->seq, sr->pos, s->x, s->n, s->count, s->seen);
-    return row_max(s->x, s->n, max) && *max > -INFINITY ? s->x : NULL;
+    if (!row_max(s->x, s->n, max))
+        return NULL;
+    if (*max == -INFINITY && sr->mask) { /* where a grammar leaves no other way it goes first */
+        memcpy(s->x, raw, (size_t)s->n * sizeof *raw);
+        *max = *raw_max;
+    }
+    return *max > -INFINITY ? s->x : NULL;
 }
 
 const float *sampler_row(struct sampler *s, const struct sample_row *sr, const float *raw,
@@ -220,9 +255,10 @@ enum sl_status sampler_run(struct sampler *s, const struct batch *b, const float
         const struct sl_sampling_params *p = &sr->seq->req->params.p;
         const float *row = NULL;
         float max = 0;
+        const float *raw = logits + (size_t)sr->logit * (size_t)s->n;
         if (sr->seq->req->params.beam_width) {
-            enum sl_status st = beam_row(s, sr, logits + (size_t)sr->logit * (size_t)s->n,
-                                         &r->token[i], r, &used, err);
+            enum sl_status st =
+                beam_row(s, sr, masked_row(s, sr, raw), &r->token[i], r, &used, err);
             if (st)
                 return st;
             r->lp_start[i + 1] = used;
@@ -230,8 +266,10 @@ enum sl_status sampler_run(struct sampler *s, const struct batch *b, const float
         }
         if (sampler_is_refuted(b, r, i))
             r->token[i] = TOKEN_REFUTED;
+        else if (is_forced(s, sr))
+            r->token[i] = sr->forced;
         else
-            r->token[i] = sample_one(s, sr, logits + (size_t)sr->logit * (size_t)s->n, &row, &max);
+            r->token[i] = sample_one(s, sr, masked_row(s, sr, raw), &row, &max);
         int n = r->token[i] >= 0 ? n_entries(p, p->logprobs, s->n) : 0;
         if (n) {
             if (!step_result_reserve(&r->lp, &r->cap_lp, used, n))

@@ -1,6 +1,6 @@
 /* sampler.h - logits to tokens on the host.
  *
- * Order, as vLLM's: raw logprobs -> allowed ids -> bad words -> min_tokens -> logit_bias ->
+ * Order, as vLLM's: the row's mask -> raw logprobs -> allowed ids -> bad words -> min_tokens -> logit_bias ->
  * repetition, frequency, presence penalty -> argmax if greedy, or temperature -> min_p ->
  * top_k / top_p -> draw.
  * The draw is counter-based: Philox4x32-10 keyed by (seed, choice index, position, purpose), so a

@@ -46,7 +46,8 @@ static void put_blocks(struct batch *b, const struct sequence *q, int group, int
 static struct sample_row *put_sample(struct batch *b, struct sequence *q, int logit)
 {
     struct sample_row *row = &b->sample[b->n_samples++];
-    *row = (struct sample_row){.seq = q, .logit = logit, .seq_row = q->row, .pos = q->n_computed};
+    *row = (struct sample_row){
+        .seq = q, .logit = logit, .seq_row = q->row, .pos = q->n_computed, .forced = -1};
     q->n_inflight++;
     q->n_steps_held++;
     return row;

@@ -280,8 +280,17 @@ class Client(unittest.TestCase):
             openai.OpenAI(base_url=self.server.base + "/v1", api_key="no",
                           max_retries=0).models.list()
         with self.assertRaises(openai.InternalServerError) as e:  # 501: known, not there yet
-            self.chat(response_format={"type": "json_object"})
+            self.chat(extra_body={"kv_transfer_params": {"a": 1}})
         self.assertEqual(e.exception.status_code, 501)
+
+    def test_structured_output(self):
+        schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"],
+                  "additionalProperties": False}
+        a = self.chat(response_format={"type": "json_schema", "json_schema": {
+            "name": "answer", "schema": schema, "strict": True}})
+        self.assertIn("ok", json.loads(a.choices[0].message.content))
+        b = self.complete(extra_body={"structured_outputs": {"choice": ["left", "right"]}})
+        self.assertIn(b.choices[0].text, ("left", "right"))
 
     def test_tools_in_the_prompt(self):
         tools = [{"type": "function", "function": {"name": "get_weather", "parameters": {

@@ -43,6 +43,16 @@ static uint64_t row_hash(const struct sequence *q, int pos)
     return mix(mix(q->req->params.seed + (uint64_t)q->index) ^ (uint64_t)pos);
 }
 
+/* One of the tokens that a mask allows; -1: there is none. */
+static int32_t masked_token(const struct sim *sim, const struct sample_row *row, uint64_t hash)
+{
+    int64_t k = row->n_allowed > 0 ? (int64_t)(hash % (uint64_t)row->n_allowed) : -1;
+    for (int32_t t = 0; t < sim->cfg.vocab_size && k >= 0; t++)
+        if (row->mask[t >> 5] >> (t & 31) & 1 && k-- == 0)
+            return t;
+    return TOKEN_BAD_LOGITS;
+}
+
 static int32_t to_token(const struct sim *sim, uint64_t hash)
 {
     int32_t t = (int32_t)(hash % (uint64_t)sim->cfg.vocab_size);
@@ -75,19 +85,25 @@ static bool make_logprobs(const struct sim *sim, struct sl_logprob **lp, int *ca
 }
 
 /* A beam's candidates: from a hash on, a little more probable or less; then the named ids. */
-static bool make_candidates(struct step_result *r, int *used, const struct sequence *q,
+static bool make_candidates(struct step_result *r, int *used, const struct sample_row *row,
                             int32_t token, int vocab)
 {
-    const struct seq_params *p = &q->req->params;
+    const struct seq_params *p = &row->seq->req->params;
     int n = p->n_beam_top < vocab ? p->n_beam_top : vocab, n_named = p->p.n_logprob_token_ids;
     if (!step_result_reserve(&r->lp, &r->cap_lp, *used, n + n_named))
         return false;
     struct sl_logprob *e = r->lp + *used;
-    for (int i = 0; i < n; i++)
-        e[i] = (struct sl_logprob){(token + i) % vocab, i + 1, -0.5f * (float)(i + 1)};
+    int n_made = 0;
+    for (int i = 0; i < vocab && n_made < n && token >= 0; i++) {
+        int32_t t = (token + i) % vocab;
+        if (row->mask && !(row->mask[t >> 5] >> (t & 31) & 1))
+            continue;
+        e[n_made] = (struct sl_logprob){t, n_made + 1, -0.5f * (float)(n_made + 1)};
+        n_made++;
+    }
     for (int i = 0; i < n_named; i++)
-        e[n + i] = (struct sl_logprob){p->p.logprob_token_ids[i], vocab, -20.0f};
-    *used += n + n_named;
+        e[n_made + i] = (struct sl_logprob){p->p.logprob_token_ids[i], vocab, -20.0f};
+    *used += n_made + n_named;
     return true;
 }
 
@@ -100,11 +116,11 @@ static enum sl_status make_results(struct sim *sim, const struct batch *b, struc
         const struct sample_row *row = &b->sample[i];
         const struct sl_sampling_params *p = &row->seq->req->params.p;
         uint64_t hash = row_hash(row->seq, row->pos);
-        r->token[i] = to_token(sim, hash);
+        r->token[i] = row->mask ? masked_token(sim, row, hash) : to_token(sim, hash);
         r->lp_start[i] = n_lp;
         if (row->seq->req->params.beam_width)
-            ok = ok && make_candidates(r, &n_lp, row->seq, r->token[i], sim->cfg.vocab_size);
-        else if (p->logprobs != SL_NONE)
+            ok = ok && make_candidates(r, &n_lp, row, r->token[i], sim->cfg.vocab_size);
+        else if (p->logprobs != SL_NONE && r->token[i] >= 0)
             ok =
                 ok && make_logprobs(sim, &r->lp, &r->cap_lp, &n_lp, hash, r->token[i], p->logprobs);
     }
