@@ -1,10 +1,10 @@
 /* sampler.h - logits to tokens on the host.
  *
- * Order, as vLLM's: the row's mask -> raw logprobs -> allowed ids -> bad words -> min_tokens -> logit_bias ->
- * repetition, frequency, presence penalty -> argmax if greedy, or temperature -> min_p ->
- * top_k / top_p -> draw.
- * The draw is counter-based: Philox4x32-10 keyed by (seed, choice index, position, purpose), so a
- * token depends on its own request alone: not on the batch, nor on the step that computes it.
+ * Order, as vLLM's: the row's mask -> raw logprobs -> allowed ids -> bad words -> min_tokens ->
+ * logit_bias -> repetition, frequency, presence penalty -> argmax if greedy, or temperature ->
+ * min_p -> top_k / top_p -> draw. The draw is counter-based: Philox4x32-10 keyed by (seed, choice
+ * index, position, purpose), so a token depends on its own request alone: not on the batch, nor on
+ * the step that computes it.
  *
  * NaN or infinity in a row, or nothing left to choose from: that row alone gets TOKEN_BAD_LOGITS.
  *
