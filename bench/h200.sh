@@ -18,7 +18,7 @@ trap 'rm -rf "$raw"' EXIT
 # latency BATCH INPUT OUTPUT: seconds of one batch, start to end
 latency() {
     "$bin/sluice" bench latency "$model" --load-format dummy --device cuda --skip-tokenizer-init \
-        --batch-size "$1" --input-len "$2" --output-len "$3" --num-iters-warmup 1 --num-iters 3 \
+        --batch-size "$1" --input-len "$2" --output-len "$3" --num-iters-warmup 1 --num-iters "${ITERS:-3}" \
         --output-json "$raw/latency.json" > "$raw/latency.log" 2>&1 || cat "$raw/latency.log" >&2
     python3 -c "import json; print(json.load(open('$raw/latency.json'))['avg_latency'])"
 }

@@ -163,8 +163,8 @@ __device__ __forceinline__ void wait_for_dependencies()
 /* For kernels with nothing to do in between. */
 __device__ __forceinline__ void begin()
 {
+    wait_for_dependencies(); /* first: no more than one kernel is ahead, and takes up room */
     launch_dependents();
-    wait_for_dependencies();
 }
 
 template <class... P, class... A>

@@ -68,9 +68,8 @@ __global__ void __launch_bounds__(256)
                     int n)
 {
     row_norm row;
-    launch_dependents();
     row.load_weights(k, n);
-    wait_for_dependencies();
+    begin();
     h += (size_t)blockIdx.x * n;
     if (add) {
         add += (size_t)blockIdx.x * n;
@@ -102,9 +101,8 @@ __global__ void __launch_bounds__(256)
     norm_kernel(bf16 *y, const bf16 *x, norm_args k, int n, size_t stride)
 {
     row_norm row;
-    launch_dependents();
     row.load_weights(k, n);
-    wait_for_dependencies();
+    begin();
     x += blockIdx.x * stride;
     y += blockIdx.x * stride;
     row.run([&](int i) { return to_f(x[i]); }, [&](int i, float v) { y[i] = to_bf(v); }, n, k);

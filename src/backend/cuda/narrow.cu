@@ -7,8 +7,7 @@
  * So a warp of its own asks the tensor copy engine for tiles, through a ring in shared memory, and
  * the others load operands one stage ahead, in the shadow of the mmas. The ring begins to fill
  * before the kernel that made x has ended (programmatic dependent launch), which hides launch and
- * ramp-up. Blocks are as many as multiprocessors where the shape allows; their shared memory leaves
- * room for one of the next kernel.
+ * ramp-up. Blocks are as many as multiprocessors where the shape allows.
  *
  * A stage is one or two boxes of 64 columns of the block's rows of W (of gate and of up), and of x:
  * rows of 128 bytes, sixteens of bytes swizzled by the row (chunk c of row r lies at c ^ r % 8),
@@ -23,7 +22,7 @@
 #include <cuda.h>
 #include <cudaTypedefs.h>
 
-static const int WARPS = 7, STAGES_MAX = 24;              /* warps that multiply; one more asks */
+static const int WARPS = 7, STAGES_MAX = 32;              /* warps that multiply; one more asks */
 static const int BOX = 64, ROW = BOX * (int)sizeof(bf16); /* columns of a box; bytes of its rows */
 
 /* NT: eights of rows of x. NORMED: x is made here and stays whole in shared memory. */
@@ -352,16 +351,19 @@ static bool make_map(CUtensorMap *map, const void *data, int rows, int cols, int
                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-/* As deep as 100 KiB allow: some 64 KiB of weights are in flight on a multiprocessor, and the next
- * kernel's ring has room beside this one. */
-template <class C> static bool launch(cudaStream_t s, narrow_args a, int blocks)
+/* One block a multiprocessor, if there are no more: then it takes more than half of the shared
+ * memory, so that the next kernel's blocks, which come while this one's end, cannot gather in pairs
+ * on some multiprocessors and leave others idle. */
+template <class C> static bool launch(cudaStream_t s, narrow_args a, int blocks, int n_sms)
 {
-    const int most = 100 << 10, align = 1024, used = a.groups_per_block;
+    const int most = (blocks > n_sms ? 100 : 144) << 10, align = 1024, used = a.groups_per_block;
     int n_k = (a.cols + C::KS - 1) / C::KS, parts = C::GATED ? 2 : 1;
     int x = C::NORMED ? a.m * (n_k * C::KS + 8) * (int)sizeof(bf16) : 0;
     int stage = C::BOXES * (used * 16 * ROW * parts + C::X_BYTES), stages = (most - x) / stage;
     a.stages = stages < 3 ? 3 : stages > STAGES_MAX ? STAGES_MAX : stages;
     int bytes = x + a.stages * stage + align;
+    if (blocks <= n_sms && bytes < (116 << 10))
+        bytes = 116 << 10;
     static int allowed; /* shared memory that this kernel may have by now */
     if (bytes > allowed) {
         cudaFuncSetAttribute(narrow_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
@@ -376,14 +378,15 @@ template <class C> static bool launch(cudaStream_t s, narrow_args a, int blocks)
     return true;
 }
 
-template <int NT> static bool launch_kind(cudaStream_t s, const narrow_args &a, int blocks)
+template <int NT>
+static bool launch_kind(cudaStream_t s, const narrow_args &a, int blocks, int n_sms)
 {
     if constexpr (NT == 1)
         if (a.h)
-            return a.gated ? launch<narrow_config<1, true, true>>(s, a, blocks)
-                           : launch<narrow_config<1, false, true>>(s, a, blocks);
-    return a.gated ? launch<narrow_config<NT, true, false>>(s, a, blocks)
-                   : launch<narrow_config<NT, false, false>>(s, a, blocks);
+            return a.gated ? launch<narrow_config<1, true, true>>(s, a, blocks, n_sms)
+                           : launch<narrow_config<1, false, true>>(s, a, blocks, n_sms);
+    return a.gated ? launch<narrow_config<NT, true, false>>(s, a, blocks, n_sms)
+                   : launch<narrow_config<NT, false, false>>(s, a, blocks, n_sms);
 }
 
 extern "C" bool launch_narrow(cuda_stream s, const struct narrow_args *args, int n_sms)
@@ -395,7 +398,7 @@ extern "C" bool launch_narrow(cuda_stream s, const struct narrow_args *args, int
     int per = (groups + n_sms - 1) / n_sms;
     a.groups_per_block = per > WARPS ? WARPS : per;
     int blocks = (groups + a.groups_per_block - 1) / a.groups_per_block;
-    return a.m <= 8    ? launch_kind<1>(s, a, blocks)
-           : a.m <= 16 ? launch_kind<2>(s, a, blocks)
-                       : launch_kind<4>(s, a, blocks);
+    return a.m <= 8    ? launch_kind<1>(s, a, blocks, n_sms)
+           : a.m <= 16 ? launch_kind<2>(s, a, blocks, n_sms)
+                       : launch_kind<4>(s, a, blocks, n_sms);
 }
