@@ -182,6 +182,7 @@ bool oai_check_tools(const json_t *tools, struct oai_error *e);
 bool oai_settle_tools(struct oai_request *r, const struct oai_env *env, struct oai_error *e);
 /* vars: of the template. Once the prompt was rendered. */
 void oai_settle_reasoning(struct oai_request *r, const json_t *vars);
+bool oai_settle_grammar(struct oai_request *r, const struct oai_env *env, struct oai_error *e);
 
 /* Largest number of prompt tokens that leaves room for the output asked for. */
 int oai_prompt_limit(const struct oai_request *r, const struct oai_env *env);

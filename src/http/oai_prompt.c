@@ -175,8 +175,10 @@ static bool render(struct oai_request *r, const struct oai_env *env, struct oai_
     else if (sl_text_render_with(env->text, text, r->chat_template, NULL, &r->rendered,
                                  &r->rendered_bytes, &err))
         ok = oai_fail_err(e, &err);
-    if (ok)
+    if (ok) {
         oai_settle_reasoning(r, vars);
+        ok = oai_settle_grammar(r, env, e);
+    }
     free(text);
     json_decref(vars);
     return ok;

@@ -440,8 +440,8 @@ static bool settle(struct oai_request *r, const struct oai_env *env, struct oai_
 {
     if (!check_words(r, e) || !read_stop(r, e) || !read_logit_bias(r, e) ||
         !read_repetition(r, e) || !read_early_stopping(r, e) || !read_stream_options(r, env, e) ||
-        !check_choices(r, e) || !refuse_missing(r, e) || !oai_settle_tools(r, env, e) ||
-        !check_model(r, env, e) || !oai_structured(r, e))
+        !check_choices(r, e) || !refuse_missing(r, e) || !check_model(r, env, e) ||
+        !oai_structured(r, e) || !oai_settle_tools(r, env, e))
         return false;
     settle_logprobs(r);
     r->truncate_right = r->truncation_side && !strcmp(r->truncation_side, "right");

@@ -1,6 +1,8 @@
 /* oai_tools.c - tools and reasoning of a request: what was asked for, and how the answer is read.
  *
  * SPDX-License-Identifier: Apache-2.0 */
+#include "http/oai_tool_grammar.h"
+
 #include "http/oai.h"
 
 #include <stdio.h>
@@ -157,17 +159,57 @@ static bool wants_strict(const json_t *tools)
     return false;
 }
 
-/* Calls that a grammar must force. */
+/* The output must have this form, in place of what response_format asks for, as vLLM does. Takes
+ * the form over. */
+static bool constrain(struct oai_request *r, enum sl_structured_kind kind, json_t *form,
+                      struct oai_error *e)
+{
+    char *text = form ? json_dumps(form, JSON_COMPACT) : NULL;
+    const char *kept = text ? arena_strndup(&r->arena, text, strlen(text)) : NULL;
+    free(text);
+    json_decref(form);
+    if (!kept)
+        return oai_fail(e, 500, NULL, NULL, "There is not enough memory for the request");
+    r->params.structured = (struct sl_structured_output){
+        .kind = kind, .text = kept, .field = "tools", .disable_any_whitespace = true};
+    return true;
+}
+
+/* Calls that a grammar forces. */
 static bool settle_forced(struct oai_request *r, const struct oai_env *env, struct oai_error *e)
 {
     bool named = r->tool_mode == OAI_TOOLS_NAMED;
     if (!env->tool_parser)
         return oai_fail(e, 400, NULL, NULL,
-                        "tool_choice=\"%s\" requires --tool-call-parser to be "
-                        "set",
+                        "tool_choice=\"%s\" requires --tool-call-parser to be set",
                         named ? "function" : "required");
-    return oai_fail(e, 501, NULL, "tool_choice", "tool_choice=\"%s\" is not supported yet.",
-                    named ? "function" : "required");
+    if (!named) {
+        r->parse.tool = OUT_REQUIRED;
+        return constrain(r, SL_STRUCTURED_JSON,
+                         oai_required_schema(r->tools, !r->parallel_tool_calls), e);
+    }
+    const json_t *function = json_object_get(r->tool_choice, "function");
+    const char *name = json_string_value(json_object_get(function, "name"));
+    r->parse.tool = OUT_NAMED;
+    r->parse.named = arena_strndup(&r->arena, name, strlen(name));
+    if (!r->parse.named)
+        return oai_fail(e, 500, NULL, NULL, "There is not enough memory for the request");
+    return constrain(r, SL_STRUCTURED_JSON, oai_named_schema(r->tools, name), e);
+}
+
+static bool settle_auto(struct oai_request *r, const struct oai_env *env, struct oai_error *e)
+{
+    if (!env->cfg->enable_auto_tool_choice || !env->tool_parser)
+        return oai_fail(e, 400, NULL, NULL,
+                        "\"auto\" tool choice requires --enable-auto-tool-choice and "
+                        "--tool-call-parser to be set");
+    r->parse.tool = env->tool_parser;
+    if (!wants_strict(r->tools))
+        return true;
+    if (env->tool_parser == OUT_PYTHONIC)
+        return oai_fail(e, 400, NULL, "tools",
+                        "`strict` tools cannot be enforced with --tool-call-parser pythonic");
+    return constrain(r, SL_STRUCTURED_TAG, oai_strict_tag(r->tools, env->tool_parser), e);
 }
 
 bool oai_settle_tools(struct oai_request *r, const struct oai_env *env, struct oai_error *e)
@@ -178,17 +220,10 @@ bool oai_settle_tools(struct oai_request *r, const struct oai_env *env, struct o
         return false;
     r->tool_mode = tool_mode(r);
     r->parse.reasoning = env->reasoning_parser;
-    if (r->tool_mode == OAI_TOOLS_AUTO) {
-        if (!env->cfg->enable_auto_tool_choice || !env->tool_parser)
-            return oai_fail(e, 400, NULL, NULL,
-                            "\"auto\" tool choice requires --enable-auto-tool-choice and "
-                            "--tool-call-parser to be set");
-        if (wants_strict(r->tools))
-            return oai_fail(e, 501, NULL, "tools", "`strict` tools are not supported yet.");
-        r->parse.tool = env->tool_parser;
-    } else if (r->tool_mode != OAI_TOOLS_NONE && !settle_forced(r, env, e)) {
+    if (r->tool_mode == OAI_TOOLS_AUTO
+            ? !settle_auto(r, env, e)
+            : r->tool_mode != OAI_TOOLS_NONE && !settle_forced(r, env, e))
         return false;
-    }
     if (r->parse.tool)
         r->parse.tools = r->kept_tools = json_incref(r->tools);
     /* The parsers look for markers that many tokenizers have as special tokens. */
@@ -213,4 +248,24 @@ void oai_settle_reasoning(struct oai_request *r, const json_t *vars)
         n--;
     if (n >= k && !memcmp(r->rendered + n - k, end, k))
         r->parse.reasoning = OUT_REASONING_NONE;
+}
+
+/* A grammar begins where the thoughts end. */
+bool oai_settle_grammar(struct oai_request *r, const struct oai_env *env, struct oai_error *e)
+{
+    const char *end = outparse_reasoning_end(r->parse.reasoning);
+    struct sl_err err = {0};
+    int32_t *ids = NULL;
+    size_t n = 0;
+    if (!end || r->params.structured.kind == SL_STRUCTURED_NONE)
+        return true;
+    if (sl_text_encode(env->text, end, strlen(end), false, &ids, &n, &err))
+        return oai_fail_err(e, &err);
+    int32_t *kept = arena_alloc(&r->arena, n, sizeof *kept);
+    if (kept)
+        memcpy(kept, ids, n * sizeof *kept);
+    sl_free(ids);
+    r->params.structured.after = kept;
+    r->params.structured.n_after = (int)n;
+    return kept || oai_fail(e, 500, NULL, NULL, "There is not enough memory for the request");
 }

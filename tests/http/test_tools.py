@@ -117,6 +117,60 @@ class Tools(Base):
         a = self.chat("What is the weather in Paris?", tools=[WEATHER], tool_choice="none")
         self.assertIn("<tool_call>", a.choices[0].message.content)  # nobody looks for it
 
+    def test_required(self):
+        more = dict(tools=[WEATHER, TIMER], tool_choice="required")
+        a = self.chat("Hello!", parallel_tool_calls=False, **more).choices[0]
+        self.assertEqual(a.finish_reason, "tool_calls")
+        self.assertIsNone(a.message.content)
+        (call,) = a.message.tool_calls
+        self.check_arguments(call.function, [WEATHER, TIMER])
+        s = gather(self.chat("Hello!", parallel_tool_calls=False, stream=True, **more))
+        self.assertEqual(s["calls"], [[call.function.name, call.function.arguments]])
+        self.assertEqual((s["content"], s["finish"]), ("", "tool_calls"))
+        # this model, told to call, does not know when to stop: calls until it is cut off
+        s = gather(self.chat("Hello!", stream=True, max_tokens=100, **more))
+        self.assertGreaterEqual(len(s["calls"]), 1)
+        for name, arguments in s["calls"][:-1]:
+            self.assertIn(name, ("get_weather", "set_timer"))
+            json.loads(arguments)
+
+    def test_named(self):
+        name = {"type": "function", "function": {"name": "set_timer"}}
+        a = self.chat("Hello!", tools=[WEATHER, TIMER], tool_choice=name).choices[0]
+        self.assertEqual(a.finish_reason, "stop")
+        (call,) = a.message.tool_calls
+        self.assertEqual(call.function.name, "set_timer")
+        self.check_arguments(call.function, [TIMER])
+        s = gather(self.chat("Hello!", tools=[WEATHER, TIMER], tool_choice=name, stream=True))
+        self.assertEqual(s["calls"], [["set_timer", call.function.arguments]])
+        self.assertEqual(s["finish"], "stop")
+
+    def test_strict(self):
+        """Whatever the model would say, a call that it begins has the schema's arguments."""
+        tool = json.loads(json.dumps(WEATHER))
+        tool["function"]["strict"] = True
+        tool["function"]["parameters"]["properties"]["city"] = {"enum": ["Lima", "Quito"]}
+        tool["function"]["parameters"]["additionalProperties"] = False
+        for seed in range(4):
+            a = self.chat("What is the weather in Paris?", tools=[tool], temperature=1.5, seed=seed,
+                          max_tokens=60).choices[0]
+            for call in a.message.tool_calls or []:
+                if a.finish_reason == "tool_calls":
+                    self.assertIn(json.loads(call.function.arguments)["city"], ("Lima", "Quito"))
+        a = self.chat("What is the weather in Paris?", tools=[tool]).choices[0]
+        self.assertIn(json.loads(a.message.tool_calls[0].function.arguments)["city"],
+                      ("Lima", "Quito"))
+        a = self.chat("Hello!", tools=[tool]).choices[0]
+        self.assertTrue(a.message.content)
+
+    def check_arguments(self, function, tools):
+        arguments = json.loads(function.arguments)
+        schema = next(t["function"]["parameters"] for t in tools
+                      if t["function"]["name"] == function.name)
+        for key in schema["required"]:
+            kind = schema["properties"][key]["type"]
+            self.assertIsInstance(arguments[key], int if kind == "integer" else str)
+
     def test_cut_off(self):
         for n in range(1, 22):
             a = self.chat("What is the weather in Paris?", tools=[WEATHER], max_tokens=n)
@@ -150,10 +204,15 @@ class Tools(Base):
 
     def test_refused(self):
         name = {"type": "function", "function": {"name": "nobody"}}
+        chosen = {"type": "function", "function": {"name": "f"}}
+        bad = {"type": "function", "function": {"name": "f", "parameters": {
+            "type": "object", "properties": {"x": {"type": "strong"}}}}}
         for more, words in (({"tools": [WEATHER], "tool_choice": name}, "does not match any"),
                             ({"tools": []}, "must not be an empty array"),
                             ({"tools": [WEATHER] * 1025}, "tools must be at most 1024"),
                             ({"tool_choice": "auto"}, "`tools` must be set"),
+                            ({"tools": [bad], "tool_choice": "required"}, "strong"),
+                            ({"tools": [bad], "tool_choice": chosen}, "strong"),
                             ({"tools": [{"type": "function", "function": {}}]}, "Field required")):
             with self.assertRaises(openai.BadRequestError) as e:
                 self.chat("Hello!", **more)
