@@ -56,7 +56,8 @@ void cset_normalize(struct cset *s)
 {
     if (s->n < 2)
         return;
-    qsort(s->r, (size_t)s->n, sizeof *s->r, by_lo);
+    if (s->n > 0)
+        qsort(s->r, (size_t)s->n, sizeof *s->r, by_lo);
     int n = 1;
     for (int i = 1; i < s->n; i++) {
         struct crange *last = &s->r[n - 1];

@@ -134,7 +134,8 @@ static int close_over(struct builder *b, int n)
                 b->mark[a->e[k].to] = b->stamp;
                 b->list[n++] = a->e[k].to;
             }
-    qsort(b->list, (size_t)n, sizeof *b->list, int_cmp);
+    if (n > 0)
+        qsort(b->list, (size_t)n, sizeof *b->list, int_cmp);
     return n;
 }
 
@@ -258,8 +259,10 @@ static int lo_cmp(const void *a, const void *b)
 static void expand_ranges(struct builder *b, int id)
 {
     int cap = 0, live = 0;
-    qsort(b->bound, (size_t)b->n_bound, sizeof *b->bound, bound_cmp);
-    qsort(b->cut, (size_t)b->n_cut, sizeof *b->cut, lo_cmp);
+    if (b->n_bound > 0)
+        qsort(b->bound, (size_t)b->n_bound, sizeof *b->bound, bound_cmp);
+    if (b->n_cut > 0)
+        qsort(b->cut, (size_t)b->n_cut, sizeof *b->cut, lo_cmp);
     int next = 0;
     for (int i = 0; i + 1 < b->n_bound && !b->w->st; i++) {
         uint32_t lo = b->bound[i], end = b->bound[i + 1];
@@ -292,7 +295,8 @@ static void expand_ranges(struct builder *b, int id)
 static void expand_calls(struct builder *b, int id)
 {
     int cap = 0;
-    qsort(b->call, (size_t)b->n_call, sizeof *b->call, call_cmp);
+    if (b->n_call > 0)
+        qsort(b->call, (size_t)b->n_call, sizeof *b->call, call_cmp);
     for (int i = 0; i < b->n_call && !b->w->st;) {
         int rule = b->call[i].rule, n = 0;
         b->stamp++;
