@@ -212,7 +212,8 @@ static inline void kvb_destroy(struct backend *be)
 static inline struct backend *kv_backend_make(const struct kv_layout *layout, int depth,
                                               int max_seqs, int max_len)
 {
-    static const struct backend_ops ops = {kvb_submit, kvb_collect, kvb_now, NULL, kvb_destroy};
+    static const struct backend_ops ops = {kvb_submit, kvb_collect, kvb_now,
+                                           NULL,       kvb_destroy, NULL};
     struct kv_backend *k = calloc(1, sizeof *k);
     size_t n = (size_t)layout->n_blocks * (size_t)layout->block_size;
     k->be = (struct backend){

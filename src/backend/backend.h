@@ -28,6 +28,10 @@ struct backend_ops {
     /* Nothing to compute before t_ns: a virtual clock jumps there. NULL: real time. */
     void (*skip_to)(struct backend *be, int64_t t_ns);
     void (*destroy)(struct backend *be);
+    /* Final hidden states, normed, of the step that was just collected: a row for each of the
+     * batch's, in the device's own activations and memory; gone with the next submit. NULL, or it
+     * gives NULL: there are none, or a later step has overwritten them. */
+    const void *(*hidden)(struct backend *be);
 };
 
 struct backend {

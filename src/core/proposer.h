@@ -39,8 +39,8 @@ struct proposer_ops {
     void (*block_taken)(struct proposer *p, int32_t blk);
     /* The sequence has ended, its tokens complete. */
     void (*finished)(struct proposer *p, const struct sequence *seq);
-    /* A step was collected; its tokens are in r, not in the sequences yet. hidden: see above, NULL
-     * on backends that have none. */
+    /* A step was collected; its tokens are in r, not in the sequences yet. hidden: see above and
+     * backend_ops.hidden. */
     void (*step_done)(struct proposer *p, const struct batch *b, const struct step_result *r,
                       const void *hidden);
     void (*destroy)(struct proposer *p);

@@ -16,6 +16,7 @@ struct core {
     struct step_result *result;
     core_masks masks; /* NULL: none */
     void *masks_ctx;
+    struct proposer *proposer; /* NULL: no speculation */
     struct core_times times;
 };
 
@@ -34,6 +35,7 @@ enum sl_status core_create(struct core **out, const struct sched_config *cfg, st
     c->sink = sink;
     c->ctx = ctx;
     c->depth = be->depth;
+    c->proposer = cfg->proposer;
     struct batch_limits limits = {0};
     enum sl_status st = sched_create(&c->sched, &own, err);
     if (!st)
@@ -130,6 +132,9 @@ enum sl_status core_step(struct core *c, struct sl_err *err)
         return st;
     }
     struct batch *b = c->ring[c->first];
+    if (c->proposer && c->proposer->ops->step_done)
+        c->proposer->ops->step_done(c->proposer, b, c->result,
+                                    c->be->ops->hidden ? c->be->ops->hidden(c->be) : NULL);
     sched_update(c->sched, b, c->result, c->sink, c->ctx);
     c->first = (c->first + 1) % c->depth;
     c->n_inflight--;

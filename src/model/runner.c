@@ -321,6 +321,12 @@ static enum sl_status collect_drawn(struct runner *r, struct step_result *out, s
     return st;
 }
 
+static const void *runner_hidden(struct backend *be)
+{
+    const struct runner *r = as_runner(be);
+    return be->depth == 1 ? r->forward.x : NULL;
+}
+
 static int64_t runner_now(struct backend *be)
 {
     (void)be;
@@ -366,6 +372,7 @@ static void runner_destroy(struct backend *be)
 
 static const struct backend_ops runner_ops = {.submit = runner_submit,
                                               .collect = runner_collect,
+                                              .hidden = runner_hidden,
                                               .now_ns = runner_now,
                                               .destroy = runner_destroy};
 

@@ -18,7 +18,7 @@ struct oracle {
     const struct kv_layout *layout;
     int right_percent;
     uint64_t random;
-    int n_calls, n_taken, n_finished;
+    int n_calls, n_taken, n_finished, n_steps;
     int32_t tokens[1024];
 };
 
@@ -63,8 +63,18 @@ static void oracle_finished(struct proposer *p, const struct sequence *seq)
     assert_non_null(seq->tokens);
 }
 
-static const struct proposer_ops oracle_ops = {
-    .propose = oracle_propose, .block_taken = oracle_taken, .finished = oracle_finished};
+static void oracle_step_done(struct proposer *p, const struct batch *b, const struct step_result *r,
+                             const void *hidden)
+{
+    ((struct oracle *)p)->n_steps++;
+    assert_int_equal(r->n_samples, b->n_samples);
+    assert_null(hidden); /* kv_backend has no layers */
+}
+
+static const struct proposer_ops oracle_ops = {.step_done = oracle_step_done,
+                                               .propose = oracle_propose,
+                                               .block_taken = oracle_taken,
+                                               .finished = oracle_finished};
 
 static struct oracle oracle_make(const struct kv_layout *layout, int right_percent)
 {
@@ -127,6 +137,7 @@ static void equal_and_faster(void **state)
         struct sched_stats st = stats_of(&w);
         assert_true(st.n_draft_accepted <= st.n_draft_tokens);
         assert_int_equal(o.n_finished, 1);
+        assert_int_equal(o.n_steps, n_steps);
         uint64_t by_place = 0;
         for (int k = 0; k < DRAFT_MAX; k++)
             by_place += st.n_draft_accepted_at[k];

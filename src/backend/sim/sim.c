@@ -198,8 +198,9 @@ static void destroy(struct backend *be)
 
 enum sl_status sim_create(struct backend **out, const struct sim_config *cfg, struct sl_err *err)
 {
-    static const struct backend_ops virtual_time = {submit, collect, now_ns, skip_to, destroy};
-    static const struct backend_ops real_time = {submit, collect, now_ns, NULL, destroy};
+    static const struct backend_ops virtual_time = {submit,  collect, now_ns,
+                                                    skip_to, destroy, NULL};
+    static const struct backend_ops real_time = {submit, collect, now_ns, NULL, destroy, NULL};
     const char *name = cfg->device ? cfg->device : "h200";
     const struct sim_device *device = sim_device_find(name);
     if (!device)
