@@ -20,7 +20,7 @@ static const char config[] =
     "\"num_hidden_layers\":1,\"num_attention_heads\":2,\"vocab_size\":1048576,"
     "\"max_position_embeddings\":64,\"torch_dtype\":\"bfloat16\",\"tie_word_embeddings\":true}";
 
-enum { N = 40, BLOCK = 16, ENTRIES = 3 };
+enum { N = 40, BLOCK = 16, ENTRIES = 3, HIDDEN = 16 };
 
 static struct model_spec *spec;
 static struct backend *backend;
@@ -122,6 +122,12 @@ static void step(struct batch *b, int from, int to, struct step_result *r)
         fail_msg("%s", err.msg);
 }
 
+/* The final hidden state of row r of the step that was collected last; activations of ref. */
+static const float *hidden(int r)
+{
+    return (const float *)backend->ops->hidden(backend) + (size_t)r * HIDDEN;
+}
+
 static void pieces(void **state)
 {
     (void)state;
@@ -136,9 +142,13 @@ static void pieces(void **state)
     runner_set_sampler((struct runner *)backend, sample, &calls);
     step(b, 0, 20, whole[0]);
     step(b, 20, N, whole[1]);
+    float last[HIDDEN];
+    memcpy(last, hidden(N - 21), sizeof last);
+    assert_true(last[0] < 0 || last[0] > 0);
     assert_int_equal(calls, 2);
     step(b, 0, N, cut);
     assert_int_equal(calls, 4);
+    assert_memory_equal(hidden(N - 1), last, sizeof last);
 
     assert_int_equal(cut->n_samples, 2);
     assert_memory_equal(cut->token, whole[1]->token, 2 * sizeof *cut->token);
