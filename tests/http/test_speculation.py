@@ -25,7 +25,9 @@ def requests():
     plain = [body(g) for g in golden()[:4]]
     return [*plain, body(golden()[0], n=3), body(golden()[1], stop=["e"], min_tokens=3),
             body(golden()[2], temperature=0, presence_penalty=0.5),
-            body(golden()[3], allowed_token_ids=[300, 301, 302, 4], ignore_eos=True)]
+            body(golden()[3], allowed_token_ids=[300, 301, 302, 4], ignore_eos=True),
+            body(golden()[0], structured_outputs={"regex": "[a-z]{2,9}( [a-z]{2,9}){2,5}"}),
+            body(golden()[1], response_format={"type": "json_object"}, logprobs=None)]
 
 
 def answers(*flags):
