@@ -119,13 +119,14 @@ static const struct command *find_command(int argc, char **argv, int *used)
     return NULL;
 }
 
-/* Names by bit; the table of commands is in the bits' order. */
+/* Names by bit; bits are dense, whatever the table's order. */
 static int print_markdown(void)
 {
     const char *names[N_COMMANDS + 1] = {NULL};
     for (int i = 0; i < N_COMMANDS; i++)
-        names[i] = commands[i].group ? xformat("%s %s", commands[i].group, commands[i].name)
-                                     : xstrdup(commands[i].name);
+        names[__builtin_ctz(commands[i].bit)] =
+            commands[i].group ? xformat("%s %s", commands[i].group, commands[i].name)
+                              : xstrdup(commands[i].name);
     flags_markdown(flag_table, flag_table_n, names, stdout);
     for (int i = 0; i < N_COMMANDS; i++)
         free((void *)names[i]);

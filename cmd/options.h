@@ -28,7 +28,7 @@ enum command_bit {
     CMD_PULL = 1 << 15,
     CMD_LS = 1 << 16,
     CMD_RM = 1 << 17,
-    CMD_EMBED = 1 << 20
+    CMD_EMBED = 1 << 18
 };
 
 /* What a request asks for, where the command line says so; NAN and SL_NONE mean "not said". */
