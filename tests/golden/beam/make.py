@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Write pebble.json: transformers' beam search on models/pebble, in float32 on the CPU.
 
     pip install torch transformers        # 2.15 and 5.23 made what is kept here
