@@ -27,7 +27,8 @@ class Offline(unittest.TestCase):
         self.assertIn("Total num prompt tokens:  120\n", out)
         self.assertIn("Total num output tokens:  48\n", out)
         self.assertEqual(set(j), {"elapsed_time", "num_requests", "total_num_tokens",
-                                  "requests_per_second", "tokens_per_second"})
+                                  "requests_per_second", "tokens_per_second",
+                                  "output_tokens_per_second"})
         self.assertEqual((j["num_requests"], j["total_num_tokens"]), (6, 168))
         self.assertAlmostEqual(j["tokens_per_second"] * j["elapsed_time"], 168, delta=0.01)
 
