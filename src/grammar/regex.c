@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "grammar/expr.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <utf8proc.h>
 
@@ -168,7 +169,7 @@ static bool property_class(struct reader *r, bool negated, struct cset *out)
     known = known && take(r, "}") && k > 0;
     for (size_t i = 0; i < sizeof longer / sizeof *longer; i++)
         if (strcmp(name, longer[i][0]) == 0)
-            memcpy(name, longer[i][1], 3);
+            snprintf(name, sizeof name, "%s", longer[i][1]);
     if (!known || strlen(name) > 2 || !memchr("LMNPSZC", name[0], 7)) {
         work_refuse(r->w, "\\p{%s} in a pattern: only general categories are supported", name);
         return false;

@@ -257,7 +257,8 @@ static void split_groups(struct schema *c, struct alt *a, const struct fsm *m, i
         work_refuse(c->w, "patternProperties: too many patterns that overlap");
         return;
     }
-    memcpy(old, a->group, (size_t)n * sizeof *old);
+    if (n)
+        memcpy(old, a->group, (size_t)n * sizeof *old);
     a->n_group = 0;
     for (int i = 0; i < n && !c->w->st; i++) {
         const struct fsm *all = old[i].keys ? old[i].keys : fsm_all(c->w);
