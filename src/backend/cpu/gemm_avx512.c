@@ -75,7 +75,7 @@ INLINE void i8_rows(const struct gemm *g, int r, const int rows)
     mac_store(c, g->ldc, acc, rows, MAC_VECS);
 }
 
-static void gemm_i8_avx512(const struct gemm *g)
+void gemm_i8_avx512(const struct gemm *g)
 {
 #define I8_CALL(n) i8_rows(g, r, n)
     for (int r = 0; r < g->rows; r += MAC_ROWS)
@@ -152,7 +152,7 @@ INLINE void i4_rows(const struct gemm *g, int r, const int rows)
 }
 
 /* Four rows at a time: 8 vectors of unpacked weights leave no room for six rows of sums. */
-static void gemm_i4_avx512(const struct gemm *g)
+void gemm_i4_avx512(const struct gemm *g)
 {
 #define I4_CALL(n) i4_rows(g, r, (n) < 4 ? (n) : 4)
     for (int r = 0; r < g->rows; r += 4)
