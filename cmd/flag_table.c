@@ -196,7 +196,7 @@ const struct flag flag_table[] = {
      .help = "Steps of --device sim that may be in flight."},
     {CPU_ROW(FLAG_STRING, "cpu-isa"), .env = "SLUICE_CPU_ISA", AT(cpu_isa),
      .choices = "auto|ref|avx2|avx512|amx", .meta = "LEVEL",
-     .help = "CPU kernels use at most ref, avx2, avx512 or amx.", .shown = "auto"},
+     .help = "CPU kernels use at most ref, avx2, avx512 or amx; auto: avx512.", .shown = "auto"},
     {MODEL_ROW(FLAG_BOOL, "enforce-eager"), AT(engine.enforce_eager),
      .help = "No CUDA graphs: every kernel is launched by itself."},
     {MODEL_ROW(FLAG_BOOL, "trust-remote-code"), .state = FLAG_NO_EFFECT, NOT_STORED,

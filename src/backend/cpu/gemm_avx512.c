@@ -152,7 +152,7 @@ INLINE void i4_rows(const struct gemm *g, int r, const int rows)
 }
 
 /* Four rows at a time: 8 vectors of unpacked weights leave no room for six rows of sums. */
-void gemm_i4_avx512(const struct gemm *g)
+static void gemm_i4_avx512(const struct gemm *g)
 {
 #define I4_CALL(n) i4_rows(g, r, (n) < 4 ? (n) : 4)
     for (int r = 0; r < g->rows; r += 4)

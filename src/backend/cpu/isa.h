@@ -20,8 +20,8 @@ enum cpu_isa {
 
 /* What this machine offers, limit aside. Asks the kernel for the right to use AMX tiles. */
 enum cpu_isa cpu_isa_detect(void);
-/* Cap the level: "ref" (plain C), "avx2", "avx512" or "amx". false: no such name, nothing changed.
- */
+/* Cap the level: "ref" (plain C), "avx2", "avx512" (what is used without a call) or "amx". false:
+ * no such name, nothing changed. */
 bool cpu_isa_limit(const char *name);
 /* The level that a device created now would use. */
 enum cpu_isa cpu_isa_current(void);

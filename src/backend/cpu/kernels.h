@@ -164,7 +164,6 @@ void gemm_avx2_fill(struct cpu_kernels *k);
 void attn_avx2_fill(struct cpu_kernels *k);
 void gemm_avx512_fill(struct cpu_kernels *k);
 void gemm_i8_avx512(const struct gemm *g); /* what AMX leaves to it */
-void gemm_i4_avx512(const struct gemm *g);
 void attn_avx512_fill(struct cpu_kernels *k);
 
 #endif
