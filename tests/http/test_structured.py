@@ -160,10 +160,6 @@ class Structured(unittest.TestCase):
         self.assertEqual(c["choices"][0]["text"], "yes")
         d = self.complete(structured_outputs={"regex": "[ab]{40}"}, stop=["a", "b"])
         self.assertEqual(d["choices"][0]["finish_reason"], "stop")
-        e = self.complete(structured_outputs={"choice": ["yes", "no"]}, use_beam_search=True, n=2,
-                          temperature=0)
-        for x in e["choices"]:  # two spellings in tokens may be one text
-            self.assertIn(x["text"], ["no", "yes"])
 
     def test_mistakes_are_400_and_name_the_field(self):
         deep = {"type": "string", "pattern": "((((a{1,99}){1,99}){1,99}){1,99}){1,99}"}
