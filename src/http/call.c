@@ -333,7 +333,8 @@ void call_abort(struct call *c)
 {
     if (atomic_load(&c->prepared))
         for (int i = 0; i < c->n_reqs; i++)
-            sl_request_abort(c->reqs[i]); /* its choices finish, and the answer with them */
+            if (c->reqs[i]) /* released: it has ended, and only waits for its last turn */
+                sl_request_abort(c->reqs[i]); /* its choices finish, and the answer with them */
 }
 
 /* ---- on the loop: from outputs to bytes */

@@ -107,7 +107,8 @@ class Serve(unittest.TestCase):
         self.assertEqual((j["total_input_tokens"], j["total_output_tokens"]), (120, 48))
         self.assertEqual(j["model_id"], "tiny")
         self.assertEqual(j["output_lens"], [8] * 6)
-        self.assertTrue(all(len(i) == 7 for i in j["itls"]))
+        # tokens that came while the client was not running arrive in one piece
+        self.assertTrue(all(0 < len(i) <= 7 for i in j["itls"]), j["itls"])
         self.assertEqual(j["request_goodput"], j["request_throughput"])
         self.assertGreaterEqual(j["mean_e2el_ms"], j["mean_ttft_ms"])
 
