@@ -5,6 +5,7 @@ server lives.
 SPDX-License-Identifier: Apache-2.0"""
 
 import concurrent.futures
+import itertools
 import json
 import os
 import re
@@ -104,7 +105,8 @@ class Structured(unittest.TestCase):
         return ended
 
     def test_every_sampled_output_validates(self):
-        schemas = [*OWN.items(), *schemas_of_the_data()]
+        every = int(os.environ.get("SLUICE_SCHEMAS_EVERY", "1")) # sanitizers take one in a few
+        schemas = [*OWN.items(), *itertools.islice(schemas_of_the_data(), 0, None, every)]
 
         def sample(schema):
             return self.complete(structured_outputs={"json": schema}, temperature=1.2, n=2,
