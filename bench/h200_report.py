@@ -41,14 +41,14 @@ def kernel_rows(folder):
     for m in re.finditer(r"(\w+)\s+m\s+(\d+): own\s+([\d.]+) us,\s+(\d+) % of the copy rate; cuBLASLt"
                          r"\s+([\d.]+) us", read(folder, "narrow.txt")):
         rows.append(row(f"product {m[1]}, {m[2]} rows: share of the copy rate", float(m[4]), 90,
-                        "more", "%"))
+                        "higher", "%"))
     for m in re.finditer(r"attention\s+(\d+) x q\s+(\d+) kv\s+(\d+):\s+([\d.]+) us,\s+(\d+) TFLOP/s, "
                          r"KV bytes at\s+(\d+) %", read(folder, "kernels.txt")):
         if m[2] == "1":
             rows.append(row(f"decode attention, {m[1]} x {m[3]}: share of the copy rate",
-                            float(m[6]), 88, "more", "%"))
+                            float(m[6]), 88, "higher", "%"))
         else:
-            rows.append(row(f"prefill attention, {m[1]} x {m[2]}", float(m[5]), 495, "more",
+            rows.append(row(f"prefill attention, {m[1]} x {m[2]}", float(m[5]), 495, "higher",
                             "TFLOP/s"))
     return rows
 
@@ -58,19 +58,19 @@ def step_rows(folder, top):
     for m in re.finditer(r"step (\d+) ([\d.e-]+) ([\d.e-]+)", text):
         batch, seconds = int(m[1]), (float(m[3]) - float(m[2])) / 64
         rows.append(row(f"decode step, batch {batch}, context 1k", seconds * 1e3,
-                        3.83 if batch == 1 else None, "less", "ms"))
+                        3.83 if batch == 1 else None, "lower", "ms"))
         if top:
             kv = batch * (1024 + 48) * KV_TOKEN
             floor = (WEIGHTS + kv) / (top["copy_tb_s"] * 1e12)
             rows.append(row(f"decode step, batch {batch}: share of its bytes' floor",
-                            100 * floor / seconds, 90 if batch == 1 else 80, "more", "%"))
+                            100 * floor / seconds, 90 if batch == 1 else 80, "higher", "%"))
     m = re.search(r"prefill 8 2048 ([\d.e-]+)", text)
     if m:
-        rows.append(row("prefill 8 x 2,048", float(m[1]) * 1e3, None, "less", "ms"))
+        rows.append(row("prefill 8 x 2,048", float(m[1]) * 1e3, None, "lower", "ms"))
         if top:
             flops = 2.0 * PRODUCTS * 8 * 2048
             rows.append(row("prefill 8 x 2,048: products' operations over the bf16 product rate",
-                            100 * flops / (top["bf16_tflop_s"] * 1e12) / float(m[1]), 75, "more",
+                            100 * flops / (top["bf16_tflop_s"] * 1e12) / float(m[1]), 75, "higher",
                             "%"))
     return rows
 
@@ -83,13 +83,13 @@ def trace_rows(folder, top):
     with open(os.path.join(folder, "trace.csv"), encoding="utf-8") as f:
         pairs = [(int(r["input_tokens"]), int(r["output_tokens"])) for r in csv.DictReader(f)]
     seconds = len(pairs) / float(m[1])
-    rows = [row("trace, 1,000 requests at once", seconds, None, "less", "s"),
-            row("trace: output", float(m[3]), None, "more", "tokens/s")]
+    rows = [row("trace, 1,000 requests at once", seconds, None, "lower", "s"),
+            row("trace: output", float(m[3]), None, "higher", "tokens/s")]
     if top:
         work = sum(i * 13.96e9 + o * 15.0e9 for i, o in pairs) / (top["bf16_tflop_s"] * 1e12)
         work += sum(2.0 * i * i * LAYERS * HIDDEN for i, _ in pairs) / 550e12
         work += sum(o * (i + o / 2) * KV_TOKEN for i, o in pairs) / (top["copy_tb_s"] * 1e12)
-        rows.append(row("trace: time over the floor", seconds / work, 1.35, "less", "x"))
+        rows.append(row("trace: time over the floor", seconds / work, 1.35, "lower", "x"))
     return rows
 
 
