@@ -179,7 +179,17 @@ void engine_post_cancel(struct sl_request *r, int choice);
 
 /* submit.c: what every kind of request begins with. */
 struct sl_request *request_new(struct sl_engine *e, sl_wake_fn wake, void *ctx); /* NULL: memory */
-char *request_make_id(struct arena *a, const char *given);
+enum sl_status request_no_memory(struct sl_err *err);
+/* truncate_prompt_tokens: which part of the prompt is kept; below 0 `whole` tokens. */
+SL_MUST_CHECK enum sl_status request_truncate(const struct sl_engine *e, int keep, bool right,
+                                              int whole, const int32_t **tokens, int *n,
+                                              struct sl_err *err);
+/* generates: a token must follow the prompt. */
+SL_MUST_CHECK enum sl_status request_check_tokens(const struct sl_engine *e, const int32_t *tokens,
+                                                  int n, bool generates, struct sl_err *err);
+/* Into r->core: the id, the prompt, and what else the caller said of it. */
+SL_MUST_CHECK enum sl_status request_take_input(struct sl_request *r, const struct sl_input *in,
+                                                const int32_t *tokens, int n, struct sl_err *err);
 /* Once r->core is complete. */
 SL_MUST_CHECK enum sl_status request_make_consumer(struct sl_request *r, struct sl_err *err);
 

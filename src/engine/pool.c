@@ -1,18 +1,10 @@
 /* Pooling requests: a prompt in, vectors or a head's values out.
  * SPDX-License-Identifier: Apache-2.0 */
-#include "base/clock.h"
 #include "base/log.h"
 #include "engine/internal.h"
 #include "model/spec.h"
 
-#include <string.h>
-
 static const size_t MAX_OUT_BYTES = 256 << 20;
-
-static enum sl_status no_memory(struct sl_err *err)
-{
-    return SL_FAIL(err, SL_ENOMEM, "no memory for a request");
-}
 
 void sl_pooling_params_init(struct sl_pooling_params *p, const struct sl_engine *e)
 {
@@ -80,48 +72,17 @@ static enum sl_status check_dimensions(const struct sl_engine *e, int n, struct 
 
 /* ---- the prompt ---------------------------------------------------------------------------- */
 
-static enum sl_status check_tokens(const struct sl_engine *e, const int32_t *tokens, int n,
-                                   struct sl_err *err)
+static enum sl_status take_prompt(const struct sl_engine *e, const struct sl_pooling_params *p,
+                                  const int32_t **tokens, int *n, struct sl_err *err)
 {
-    int max_len = e->info.max_model_len;
-    if (n < 1)
-        return SL_FAIL_PARAM(err, SL_EINVAL, "prompt", "The decoder prompt cannot be empty");
-    if (n > max_len)
-        return SL_FAIL_PARAM(err, SL_EINVAL, "input_tokens",
-                             "The decoder prompt (length %d) is longer than the maximum model "
-                             "length of %d. Make sure that `max_model_len` is no smaller than the "
-                             "number of text tokens.",
-                             n, max_len);
-    for (int i = 0; i < n; i++)
-        if (tokens[i] < 0 || tokens[i] >= e->info.vocab_size)
-            return SL_FAIL_PARAM(err, SL_EINVAL, "prompt", "Token id %d is out of vocabulary",
-                                 (int)tokens[i]);
-    if (!sched_can_ever_fit(core_sched(e->core), n))
-        return SL_FAIL_PARAM(err, SL_EINVAL, "input_tokens",
-                             "The prompt (length %d) does not fit into the KV cache.", n);
-    return SL_OK;
-}
-
-static enum sl_status truncate_tokens(const struct sl_engine *e, const struct sl_pooling_params *p,
-                                      const int32_t **tokens, int *n, int *n_first,
-                                      struct sl_err *err)
-{
-    int max_len = e->info.max_model_len, keep = p->truncate_prompt_tokens;
-    if (keep == SL_NONE)
-        return SL_OK;
-    if (keep > max_len)
-        return SL_FAIL_PARAM(err, SL_EINVAL, "truncate_prompt_tokens",
-                             "truncate_prompt_tokens value is greater than max_model_len. Please, "
-                             "select a smaller truncation size.");
-    keep = keep < 0 ? max_len : keep;
-    if (*n <= keep)
-        return SL_OK;
-    if (!p->truncate_right) {
-        *tokens += *n - keep;
-        *n_first = *n_first > *n - keep ? *n_first - (*n - keep) : 0;
-    }
-    *n = keep;
-    return SL_OK;
+    enum sl_status st = request_truncate(e, p->truncate_prompt_tokens, p->truncate_right,
+                                         e->info.max_model_len, tokens, n, err);
+    if (!st)
+        st = request_check_tokens(e, *tokens, *n, false, err);
+    if (!st && !sched_can_ever_fit(core_sched(e->core), *n))
+        st = SL_FAIL_PARAM(err, SL_EINVAL, "input_tokens",
+                           "The prompt (length %d) does not fit into the KV cache.", *n);
+    return st;
 }
 
 /* ---- the request --------------------------------------------------------------------------- */
@@ -133,7 +94,7 @@ static enum sl_status make_pooling(struct sl_request *r, const struct sl_pooling
     struct arena *a = &r->core.arena;
     struct pooling *g = arena_alloc(a, 1, sizeof *g);
     if (!g)
-        return no_memory(err);
+        return request_no_memory(err);
     bool all = p->task == SL_POOL_TOKEN_EMBED;
     int dimensions = p->dimensions ? p->dimensions : s->pool.dimensions;
     g->kind = all ? POOL_ALL : s->pool.kind;
@@ -154,38 +115,28 @@ static enum sl_status make_pooling(struct sl_request *r, const struct sl_pooling
     g->out = arena_alloc(a, room, sizeof *g->out);
     g->sum = arena_alloc(a, (size_t)s->hidden, sizeof *g->sum);
     r->core.pooling = g;
-    return g->out && g->sum ? SL_OK : no_memory(err);
+    return g->out && g->sum ? SL_OK : request_no_memory(err);
 }
 
 static enum sl_status make_core(struct sl_request *r, const struct sl_input *in,
                                 const struct sl_pooling_params *p, struct sl_err *err)
 {
-    struct sl_engine *e = r->engine;
     struct request *c = &r->core;
     const int32_t *tokens = in->tokens;
     int n = in->n_tokens, n_first = p->n_first;
-    enum sl_status st = truncate_tokens(e, p, &tokens, &n, &n_first, err);
+    enum sl_status st = take_prompt(r->engine, p, &tokens, &n, err);
     if (!st)
-        st = check_tokens(e, tokens, n, err);
+        st = request_take_input(r, in, tokens, n, err);
     if (st)
         return st;
+    int dropped = (int)(tokens - in->tokens);
+    if (dropped)
+        n_first = n_first > dropped ? n_first - dropped : 0;
     sl_sampling_params_init(&c->params.p);
     c->params.p.detokenize = false;
     c->params.eos_token = -1;
     c->params.max_tokens = 1;
-    c->id = request_make_id(&c->arena, in->id);
-    c->prompt = arena_alloc(&c->arena, (size_t)n, sizeof *c->prompt);
-    if (in->cache_salt)
-        c->cache_salt = arena_strndup(&c->arena, in->cache_salt, strlen(in->cache_salt));
-    if (!c->id || !c->prompt || (in->cache_salt && !c->cache_salt))
-        return no_memory(err);
-    memcpy(c->prompt, tokens, (size_t)n * sizeof *tokens);
-    c->n_prompt = n;
     c->n_seqs = 1;
-    c->priority = in->priority;
-    c->arrival_ns = in->arrival_ns ? in->arrival_ns : clock_mono_ns();
-    c->consumer = r;
-    c->number = 1 + atomic_fetch_add_explicit(&e->n_requests, 1, memory_order_relaxed);
     st = make_pooling(r, p, n_first, err);
     return st ? st : request_make_seqs(c, err);
 }
@@ -211,7 +162,7 @@ enum sl_status sl_pool(struct sl_engine *e, const struct sl_input *in,
         return st;
     struct sl_request *r = request_new(e, wake, ctx);
     if (!r)
-        return no_memory(err);
+        return request_no_memory(err);
     st = make_core(r, in, params, err);
     if (!st)
         st = request_make_consumer(r, err);

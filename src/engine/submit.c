@@ -15,12 +15,12 @@
 enum { CONTEXT_TOKENS = 16 };
 static const size_t MAX_PROMPT_LOGPROB_BYTES = 256 << 20;
 
-static enum sl_status no_memory(struct sl_err *err)
+enum sl_status request_no_memory(struct sl_err *err)
 {
     return SL_FAIL(err, SL_ENOMEM, "no memory for a request");
 }
 
-char *request_make_id(struct arena *a, const char *given)
+static char *make_id(struct arena *a, const char *given)
 {
     if (given)
         return arena_strndup(a, given, strlen(given));
@@ -36,31 +36,27 @@ char *request_make_id(struct arena *a, const char *given)
 
 /* ---- the prompt ------------------------------------------------------------------------------ */
 
-/* truncate_prompt_tokens: which part of the prompt is kept. */
-static enum sl_status truncate(const struct sl_engine *e, const struct sl_sampling_params *p,
-                               const int32_t **tokens, int *n, struct sl_err *err)
+enum sl_status request_truncate(const struct sl_engine *e, int keep, bool right, int whole,
+                                const int32_t **tokens, int *n, struct sl_err *err)
 {
-    int max_len = e->info.max_model_len, keep = p->truncate_prompt_tokens;
     if (keep == SL_NONE)
         return SL_OK;
-    if (keep > max_len)
+    if (keep > e->info.max_model_len)
         return SL_FAIL_PARAM(err, SL_EINVAL, "truncate_prompt_tokens",
                              "truncate_prompt_tokens value is greater than max_model_len. Please, "
                              "select a smaller truncation size.");
-    if (keep == -1) {
-        int output = p->max_tokens == SL_NONE ? 1 : p->max_tokens;
-        keep = output < max_len ? max_len - output : 1;
-    }
+    if (keep < 0)
+        keep = whole;
     if (*n > keep) {
-        if (!p->truncate_right)
+        if (!right)
             *tokens += *n - keep;
         *n = keep;
     }
     return SL_OK;
 }
 
-static enum sl_status check_prompt(const struct sl_engine *e, const int32_t *tokens, int n,
-                                   struct sl_err *err)
+enum sl_status request_check_tokens(const struct sl_engine *e, const int32_t *tokens, int n,
+                                    bool generates, struct sl_err *err)
 {
     int max_len = e->info.max_model_len;
     if (n < 1)
@@ -71,7 +67,7 @@ static enum sl_status check_prompt(const struct sl_engine *e, const int32_t *tok
                              "length of %d. Make sure that `max_model_len` is no smaller than the "
                              "number of text tokens.",
                              n, max_len);
-    if (n == max_len)
+    if (generates && n == max_len)
         return SL_FAIL_PARAM(err, SL_EINVAL, "input_tokens",
                              "The decoder prompt (length %d) plus the number of requested output "
                              "tokens (at least 1) is longer than the maximum model length of %d. "
@@ -82,12 +78,43 @@ static enum sl_status check_prompt(const struct sl_engine *e, const int32_t *tok
         if (tokens[i] < 0 || tokens[i] >= e->info.vocab_size)
             return SL_FAIL_PARAM(err, SL_EINVAL, "prompt", "Token id %d is out of vocabulary",
                                  (int)tokens[i]);
-    if (!sched_can_ever_fit(core_sched(e->core), n))
-        return SL_FAIL_PARAM(err, SL_EINVAL, "input_tokens",
-                             "The prompt (length %d) does not fit into the KV cache, which holds "
-                             "%d tokens of one sequence.",
-                             n, sched_max_len(core_sched(e->core)));
     return SL_OK;
+}
+
+enum sl_status request_take_input(struct sl_request *r, const struct sl_input *in,
+                                  const int32_t *tokens, int n, struct sl_err *err)
+{
+    struct request *c = &r->core;
+    c->id = make_id(&c->arena, in->id);
+    c->prompt = arena_alloc(&c->arena, (size_t)n, sizeof *c->prompt);
+    if (in->cache_salt)
+        c->cache_salt = arena_strndup(&c->arena, in->cache_salt, strlen(in->cache_salt));
+    if (!c->id || !c->prompt || (in->cache_salt && !c->cache_salt))
+        return request_no_memory(err);
+    memcpy(c->prompt, tokens, (size_t)n * sizeof *tokens);
+    c->n_prompt = n;
+    c->priority = in->priority;
+    c->arrival_ns = in->arrival_ns ? in->arrival_ns : clock_mono_ns();
+    c->consumer = r;
+    c->number = 1 + atomic_fetch_add_explicit(&r->engine->n_requests, 1, memory_order_relaxed);
+    return SL_OK;
+}
+
+/* -1 keeps what leaves room for the output. */
+static enum sl_status take_prompt(const struct sl_engine *e, const struct sl_sampling_params *p,
+                                  const int32_t **tokens, int *n, struct sl_err *err)
+{
+    int max_len = e->info.max_model_len, output = p->max_tokens == SL_NONE ? 1 : p->max_tokens;
+    enum sl_status st = request_truncate(e, p->truncate_prompt_tokens, p->truncate_right,
+                                         output < max_len ? max_len - output : 1, tokens, n, err);
+    if (!st)
+        st = request_check_tokens(e, *tokens, *n, true, err);
+    if (!st && !sched_can_ever_fit(core_sched(e->core), *n))
+        st = SL_FAIL_PARAM(err, SL_EINVAL, "input_tokens",
+                           "The prompt (length %d) does not fit into the KV cache, which holds "
+                           "%d tokens of one sequence.",
+                           *n, sched_max_len(core_sched(e->core)));
+    return st;
 }
 
 static enum sl_status make_prompt_logprobs(struct sl_request *r, struct sl_err *err)
@@ -106,7 +133,7 @@ static enum sl_status make_prompt_logprobs(struct sl_request *r, struct sl_err *
     r->plp_width = (int)width;
     r->plp = mem_alloc(n * width, sizeof *r->plp);
     r->plp_list = arena_alloc(&r->core.arena, n, sizeof *r->plp_list);
-    return r->plp && r->plp_list ? SL_OK : no_memory(err);
+    return r->plp && r->plp_list ? SL_OK : request_no_memory(err);
 }
 
 /* ---- the request ----------------------------------------------------------------------------- */
@@ -118,27 +145,15 @@ static enum sl_status make_core(struct sl_request *r, const struct sl_input *in,
     struct request *c = &r->core;
     const int32_t *tokens = in->tokens;
     int n = in->n_tokens;
-    enum sl_status st = truncate(e, p, &tokens, &n, err);
-    if (!st)
-        st = check_prompt(e, tokens, n, err);
+    enum sl_status st = take_prompt(e, p, &tokens, &n, err);
     if (!st)
         st = params_copy(&e->limits, p, e->text ? text_tokenizer(e->text) : NULL, &c->arena,
                          &c->params, err);
+    if (!st)
+        st = request_take_input(r, in, tokens, n, err);
     if (st)
         return st;
-    c->id = request_make_id(&c->arena, in->id);
-    c->prompt = arena_alloc(&c->arena, (size_t)n, sizeof *c->prompt);
-    if (in->cache_salt)
-        c->cache_salt = arena_strndup(&c->arena, in->cache_salt, strlen(in->cache_salt));
-    if (!c->id || !c->prompt || (in->cache_salt && !c->cache_salt))
-        return no_memory(err);
-    memcpy(c->prompt, tokens, (size_t)n * sizeof *tokens);
-    c->n_prompt = n;
     c->n_seqs = p->best_of == SL_NONE ? p->n : p->best_of;
-    c->priority = in->priority;
-    c->arrival_ns = in->arrival_ns ? in->arrival_ns : clock_mono_ns();
-    c->consumer = r;
-    c->number = 1 + atomic_fetch_add_explicit(&e->n_requests, 1, memory_order_relaxed);
     int room = e->info.max_model_len - n;
     c->params.max_tokens = p->max_tokens == SL_NONE || p->max_tokens > room ? room : p->max_tokens;
     if (c->params.p.min_tokens > c->params.max_tokens)
@@ -172,7 +187,7 @@ enum sl_status request_make_consumer(struct sl_request *r, struct sl_err *err)
     r->ready_ring = arena_alloc(a, n, sizeof *r->ready_ring);
     r->choice = arena_alloc(a, n, sizeof *r->choice);
     if (!r->cancel || !r->cancelled || !r->unsent || !r->ready_ring || !r->choice)
-        return no_memory(err);
+        return request_no_memory(err);
     for (int i = 0; i < r->n_made; i++)
         choice_init(&r->choice[i], i);
     r->rules.show_logprobs = p->logprobs != SL_NONE || p->n_logprob_token_ids;
@@ -270,7 +285,7 @@ enum sl_status sl_submit(struct sl_engine *e, const struct sl_input *in,
         return st;
     struct sl_request *r = request_new(e, wake, ctx);
     if (!r)
-        return no_memory(err);
+        return request_no_memory(err);
     st = make_core(r, in, &p, err);
     if (!st)
         st = request_make_consumer(r, err);
