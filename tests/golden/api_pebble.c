@@ -8,6 +8,7 @@
 #include "core/metrics.h"
 #include "engine/engine.h"
 #include "support/golden.h"
+#include "support/pebble.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -42,27 +43,6 @@ struct result {
 
 /* CPU, or the one that is named on the command line. */
 static enum sl_device device_of_tests = SL_DEVICE_CPU;
-
-static struct sl_config config(enum sl_device device, enum sl_dtype dtype)
-{
-    struct sl_config cfg;
-    sl_config_init(&cfg);
-    cfg.model = "models/pebble";
-    cfg.device = device;
-    cfg.dtype = dtype;
-    cfg.threads = 1; /* two that wait for each other are slow on a busy machine */
-    cfg.kv_cache_bytes = 256 << 20;
-    return cfg;
-}
-
-static struct sl_engine *start(const struct sl_config *cfg)
-{
-    struct sl_engine *e = NULL;
-    struct sl_err err = {0};
-    if (sl_engine_create(&e, cfg, &err))
-        fail_msg("no engine: %s", err.msg);
-    return e;
-}
 
 /* Prompt i's parameters: every second one is sampled, some with penalties, from its own seed. */
 static struct sl_sampling_params mixed_params(int i)
@@ -150,8 +130,8 @@ static void run(struct sl_engine *e, int width, params_fn params, struct result 
 /* Every stride-th prompt; how many may differ after a near tie. */
 static void compare_with_golden(enum sl_device device, enum sl_dtype dtype, int stride, int n_may)
 {
-    struct sl_config cfg = config(device, dtype);
-    struct sl_engine *e = start(&cfg);
+    struct sl_config cfg = pebble_config(device, dtype);
+    struct sl_engine *e = pebble_start(&cfg);
     static struct result got[N];
     int n = 0, n_same = 0;
     choose(stride, 4096);
@@ -223,7 +203,7 @@ static void assert_base(const struct result *got, const char *what)
 static struct sl_engine *compare(const struct sl_config *cfg, const char *what)
 {
     static struct result got[N];
-    struct sl_engine *e = start(cfg);
+    struct sl_engine *e = pebble_start(cfg);
     run(e, N, mixed_params, got);
     assert_base(got, what);
     return e;
@@ -277,12 +257,12 @@ static void compare_preempted(struct sl_config cfg)
 
 static void invariance(enum sl_dtype dtype, int stride)
 {
-    struct sl_config cfg = config(device_of_tests, dtype);
+    struct sl_config cfg = pebble_config(device_of_tests, dtype);
     static struct result got[N];
     int64_t t0 = clock_mono_ns();
     choose(stride, 4096);
     cfg.enable_prefix_caching = false;
-    struct sl_engine *e = start(&cfg);
+    struct sl_engine *e = pebble_start(&cfg);
     run(e, 1, mixed_params, base); /* each alone */
     run(e, N, mixed_params, got);
     assert_base(got, "beside the others");
@@ -320,8 +300,8 @@ static void invariance_f32(void **state)
 static void choices_are_what_they_are_alone(void **state)
 {
     (void)state;
-    struct sl_config cfg = config(device_of_tests, SL_DTYPE_BF16);
-    struct sl_engine *e = start(&cfg);
+    struct sl_config cfg = pebble_config(device_of_tests, SL_DTYPE_BF16);
+    struct sl_engine *e = pebble_start(&cfg);
     int32_t token[6][MAX_NEW];
     int n_tokens[6] = {0};
     for (int n = 6; n >= 1; n -= 5) {
@@ -352,8 +332,8 @@ static void choices_are_what_they_are_alone(void **state)
 static void a_warm_decode_step_allocates_nothing(void **state)
 {
     (void)state;
-    struct sl_config cfg = config(device_of_tests, SL_DTYPE_BF16);
-    struct sl_engine *e = start(&cfg);
+    struct sl_config cfg = pebble_config(device_of_tests, SL_DTYPE_BF16);
+    struct sl_engine *e = pebble_start(&cfg);
     struct sl_request *r[8];
     int n = 0, n_now = 0;
     uint64_t before = 0;

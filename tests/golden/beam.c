@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "core/metrics.h"
 #include "engine/engine.h"
+#include "support/pebble.h"
 
 #include <jansson.h>
 #include <math.h>
@@ -21,27 +22,6 @@ enum { MAX_BEAMS = 8, MAX_NEW = 24, MAX_CASES = 27 };
 
 /* Two sequences whose golden scores are this close may change places. */
 static const double NEAR_TIE = 2e-5;
-
-static struct sl_config config(enum sl_device device)
-{
-    struct sl_config cfg;
-    sl_config_init(&cfg);
-    cfg.model = "models/pebble";
-    cfg.device = device;
-    cfg.dtype = SL_DTYPE_F32;
-    cfg.threads = 1;
-    cfg.kv_cache_bytes = 256 << 20;
-    return cfg;
-}
-
-static struct sl_engine *start(const struct sl_config *cfg)
-{
-    struct sl_engine *e = NULL;
-    struct sl_err err = {0};
-    if (sl_engine_create(&e, cfg, &err))
-        fail_msg("no engine: %s", err.msg);
-    return e;
-}
 
 /* ---- one search ------------------------------------------------------------------------------ */
 
@@ -163,8 +143,8 @@ static void compare(const char *id, const json_t *seqs, const json_t *c, const s
 /* Every stride-th prompt: the reference device is slow. */
 static void check_device(enum sl_device device, const char *name, int stride)
 {
-    struct sl_config cfg = config(device);
-    struct sl_engine *e = start(&cfg);
+    struct sl_config cfg = pebble_config(device, SL_DTYPE_F32);
+    struct sl_engine *e = pebble_start(&cfg);
     json_error_t why;
     json_t *golden = json_load_file("tests/golden/beam/pebble.json", 0, &why);
     if (!golden)
@@ -218,14 +198,14 @@ static void assert_same_bits(const struct found *a, const struct found *b)
 static void whatever_the_batch(void **state)
 {
     (void)state;
-    struct sl_config cfg = config(SL_DEVICE_CPU);
+    struct sl_config cfg = pebble_config(SL_DEVICE_CPU, SL_DTYPE_F32);
     json_error_t why;
     json_t *golden = json_load_file("tests/golden/beam/pebble.json", 0, &why);
     const json_t *prompt =
         json_array_get(json_object_get(golden, "prompts"), 11); /* the longest one */
     const json_t *cases = json_object_get(prompt, "cases");
     static struct found alone[MAX_CASES], crowd[MAX_CASES];
-    struct sl_engine *e = start(&cfg);
+    struct sl_engine *e = pebble_start(&cfg);
     for (size_t i = 0; i < MAX_CASES; i++) {
         struct sl_request *r = submit(e, prompt, json_array_get(cases, i), MAX_NEW);
         collect(&r, &alone[i]);
@@ -238,7 +218,7 @@ static void whatever_the_batch(void **state)
         cfg.max_num_seqs = 24;
         cfg.max_model_len = 320;
         cfg.kv_cache_bytes = 4 << 20;
-        e = start(&cfg);
+        e = pebble_start(&cfg);
         search_all(e, prompt, MAX_NEW, crowd);
         struct strbuf text;
         strbuf_init(&text, 0);

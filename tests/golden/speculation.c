@@ -8,6 +8,7 @@
 #include "core/metrics.h"
 #include "engine/engine.h"
 #include "support/golden.h"
+#include "support/pebble.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -50,34 +51,13 @@ static void choose(int stride, int max_prompt)
         chosen[i] = i % stride == 0 && golden[i].n_prompt <= max_prompt;
 }
 
-static struct sl_config config(enum sl_device device, enum sl_dtype dtype)
-{
-    struct sl_config cfg;
-    sl_config_init(&cfg);
-    cfg.model = "models/pebble";
-    cfg.device = device;
-    cfg.dtype = dtype;
-    cfg.threads = 1;
-    cfg.kv_cache_bytes = 256 << 20;
-    return cfg;
-}
-
-static struct sl_engine *start(const struct sl_config *cfg)
-{
-    struct sl_engine *e = NULL;
-    struct sl_err err = {0};
-    if (sl_engine_create(&e, cfg, &err))
-        fail_msg("no engine: %s", err.msg);
-    return e;
-}
-
 /* As many guesses as there can be, or as many as pay. */
 static struct sl_engine *start_with(struct sl_config cfg, const struct method *m, bool adaptive)
 {
     char json[256];
     snprintf(json, sizeof json, m->json, adaptive ? "" : ", \"adaptive\": false");
     cfg.speculative_config = json;
-    return start(&cfg);
+    return pebble_start(&cfg);
 }
 
 /* Every way to choose a token, and to end. */
@@ -218,7 +198,7 @@ static void compare(const struct sl_config *cfg, const struct method *m, params_
 
 static void make_base(const struct sl_config *cfg, params_fn params)
 {
-    struct sl_engine *e = start(cfg);
+    struct sl_engine *e = pebble_start(cfg);
     run(e, N, params, base);
     sl_engine_destroy(&e);
 }
@@ -226,7 +206,7 @@ static void make_base(const struct sl_config *cfg, params_fn params)
 static void greedy(void **state)
 {
     (void)state;
-    struct sl_config cfg = config(SL_DEVICE_CPU, SL_DTYPE_BF16);
+    struct sl_config cfg = pebble_config(SL_DEVICE_CPU, SL_DTYPE_BF16);
     choose(1, 4096);
     make_base(&cfg, greedy_params);
     for (int m = 0; m < N_METHODS; m++)
@@ -236,7 +216,7 @@ static void greedy(void **state)
 static void sampled(void **state)
 {
     (void)state;
-    struct sl_config cfg = config(SL_DEVICE_CPU, SL_DTYPE_F32);
+    struct sl_config cfg = pebble_config(SL_DEVICE_CPU, SL_DTYPE_F32);
     choose(1, 4096);
     make_base(&cfg, mixed_params);
     for (int m = 0; m < N_METHODS; m++)
@@ -246,7 +226,7 @@ static void sampled(void **state)
 static void on_ref(void **state)
 {
     (void)state;
-    struct sl_config cfg = config(SL_DEVICE_REF, SL_DTYPE_F32);
+    struct sl_config cfg = pebble_config(SL_DEVICE_REF, SL_DTYPE_F32);
     choose(9, 60);
     make_base(&cfg, mixed_params);
     for (int m = 0; m < N_METHODS; m++) {
@@ -261,7 +241,7 @@ static void on_ref(void **state)
 static void preempted(void **state)
 {
     (void)state;
-    struct sl_config cfg = config(SL_DEVICE_CPU, SL_DTYPE_BF16);
+    struct sl_config cfg = pebble_config(SL_DEVICE_CPU, SL_DTYPE_BF16);
     choose(1, 150);
     make_base(&cfg, mixed_params);
     cfg.num_blocks_override = 16;
@@ -286,12 +266,12 @@ static void preempted(void **state)
 static void choices(void **state)
 {
     (void)state;
-    struct sl_config cfg = config(SL_DEVICE_CPU, SL_DTYPE_BF16);
+    struct sl_config cfg = pebble_config(SL_DEVICE_CPU, SL_DTYPE_BF16);
     for (int m = 0; m < N_METHODS; m++) {
         int32_t token[2][6][MAX_NEW];
         int n_tokens[2][6] = {{0}};
         for (int with = 0; with < 2; with++) {
-            struct sl_engine *e = with ? start_with(cfg, &methods[m], false) : start(&cfg);
+            struct sl_engine *e = with ? start_with(cfg, &methods[m], false) : pebble_start(&cfg);
             struct sl_sampling_params p = mixed_params(1);
             struct sl_input in = {.tokens = golden[5].prompt, .n_tokens = golden[5].n_prompt};
             struct sl_request *r = NULL;
@@ -316,7 +296,7 @@ static void choices(void **state)
 static void standard(void **state)
 {
     (void)state;
-    struct sl_config cfg = config(SL_DEVICE_CPU, SL_DTYPE_BF16);
+    struct sl_config cfg = pebble_config(SL_DEVICE_CPU, SL_DTYPE_BF16);
     choose(2, 4096);
     make_base(&cfg, greedy_params);
     cfg.rejection_sample_method = "standard";
@@ -350,13 +330,13 @@ static void its_own_draft(void **state)
     (void)state;
     choose(1, 150);
     for (int tight = 0; tight < 2; tight++) {
-        struct sl_config cfg = config(SL_DEVICE_CPU, SL_DTYPE_BF16);
+        struct sl_config cfg = pebble_config(SL_DEVICE_CPU, SL_DTYPE_BF16);
         cfg.speculative_config = json;
         cfg.num_blocks_override = tight ? 24 : 0;
         cfg.max_model_len = tight ? 250 : 0;
         cfg.max_num_batched_tokens = tight ? 40 : 0;
         cfg.max_num_seqs = tight ? 24 : 0;
-        struct sl_engine *e = start(&cfg);
+        struct sl_engine *e = pebble_start(&cfg);
         for (int again = 0; again < 2; again++) {
             struct sl_request *r[N];
             for (int i = 0; i < N; i++)
@@ -381,7 +361,7 @@ static void its_own_draft(void **state)
 
 static void refuse(const char *json, const char *method, const char *why)
 {
-    struct sl_config cfg = config(SL_DEVICE_CPU, SL_DTYPE_BF16);
+    struct sl_config cfg = pebble_config(SL_DEVICE_CPU, SL_DTYPE_BF16);
     struct sl_engine *e = NULL;
     struct sl_err err = {0};
     cfg.speculative_config = json;

@@ -6,6 +6,7 @@
 
 #include "base/half.h"
 #include "base/mem.h"
+#include "support/tempdir.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -19,23 +20,17 @@
 
 #include <cmocka.h>
 
-static char dir[64];
+static char dir[TEMPDIR_BYTES];
 
 static int make_dir(void **state)
 {
     (void)state;
-    snprintf(dir, sizeof dir, "/tmp/sluice-cfg-XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
+    return tempdir_make(dir);
 }
 
 static void write_bytes(const char *name, const void *bytes, size_t n)
 {
-    char path[256];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    FILE *f = fopen(path, "wb");
-    assert_non_null(f);
-    assert_int_equal(fwrite(bytes, 1, n, f), n);
-    assert_int_equal(fclose(f), 0);
+    tempdir_write(dir, name, bytes, n);
 }
 
 static int remove_dir(void **state)
@@ -43,12 +38,7 @@ static int remove_dir(void **state)
     (void)state;
     static const char *const names[] = {"model.safetensors", "config.json",
                                         "generation_config.json"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        char path[256];
-        snprintf(path, sizeof path, "%s/%s", dir, names[i]);
-        unlink(path);
-    }
-    return rmdir(dir);
+    return tempdir_remove(dir, names, sizeof names / sizeof *names);
 }
 
 /* ---- config.json --------------------------------------------------------------------------- */

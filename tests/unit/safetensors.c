@@ -3,6 +3,7 @@
 #include "model/safetensors.h"
 
 #include "base/mem.h"
+#include "support/tempdir.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -52,23 +53,17 @@ static void refused(const char *header, size_t n_data, const char *says, const c
         fail_msg("'%s' does not say '%s' and '%s'", err.msg, says, and_says);
 }
 
-static char dir[64];
+static char dir[TEMPDIR_BYTES];
 
 static int make_dir(void **state)
 {
     (void)state;
-    snprintf(dir, sizeof dir, "/tmp/sluice-st-XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
+    return tempdir_make(dir);
 }
 
 static void write_bytes(const char *name, const void *bytes, size_t n)
 {
-    char path[256];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    FILE *f = fopen(path, "wb");
-    assert_non_null(f);
-    assert_int_equal(fwrite(bytes, 1, n, f), n);
-    assert_int_equal(fclose(f), 0);
+    tempdir_write(dir, name, bytes, n);
 }
 
 static void write_file(const char *name, const char *header, size_t n_data)
@@ -91,9 +86,7 @@ static int remove_dir(void **state)
     (void)state;
     static const char *const names[] = {"model.safetensors", "model.safetensors.index.json", "a",
                                         "b"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        remove_file(names[i]);
-    return rmdir(dir);
+    return tempdir_remove(dir, names, sizeof names / sizeof *names);
 }
 
 static void open_refused(enum sl_status want, const char *says, const char *and_says)

@@ -3,6 +3,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "base/mem.h"
 #include "model/safetensors.h"
+#include "support/tempdir.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -127,23 +128,17 @@ static void refused_bytes(const void *pickle, size_t n, const char *what)
 }
 #define REFUSED(pickle, what) refused_bytes(pickle, sizeof pickle - 1, what)
 
-static char dir[64];
+static char dir[TEMPDIR_BYTES];
 
 static int make_dir(void **state)
 {
     (void)state;
-    snprintf(dir, sizeof dir, "/tmp/sluice-torch-XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
+    return tempdir_make(dir);
 }
 
 static void write_bytes(const char *name, const void *bytes, size_t n)
 {
-    char path[256];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    FILE *f = fopen(path, "wb");
-    assert_non_null(f);
-    assert_int_equal(fwrite(bytes, 1, n, f), n);
-    assert_int_equal(fclose(f), 0);
+    tempdir_write(dir, name, bytes, n);
 }
 
 static int remove_dir(void **state)
@@ -151,12 +146,7 @@ static int remove_dir(void **state)
     (void)state;
     static const char *const names[] = {"pytorch_model.bin", "pytorch_model.bin.index.json", "a",
                                         "b", "model.safetensors"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        char path[256];
-        snprintf(path, sizeof path, "%s/%s", dir, names[i]);
-        unlink(path);
-    }
-    return rmdir(dir);
+    return tempdir_remove(dir, names, sizeof names / sizeof *names);
 }
 
 /* ---- good files ---------------------------------------------------------------------------- */
