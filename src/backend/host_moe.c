@@ -50,9 +50,21 @@ size_t host_moe_bytes(const struct moe *m, int hidden, int rows)
     return carve(NULL, NULL, m, (size_t)hidden, (size_t)rows);
 }
 
-/* One row's logits become weights: the top_k largest probabilities, -1 for what is not chosen. With
- * a NaN among them all weights are NaN, so that it shows. */
-static void choose(float *logit, const struct moe *m)
+/* The k-th expert of a row: forced[k], or the likeliest that is not taken yet. */
+static int pick(const float *p, const struct moe *m, const float *forced, int k)
+{
+    int best = -1;
+    if (forced && forced[0] >= 0)
+        return (int)forced[k];
+    for (int e = 0; e < m->n_experts; e++)
+        if (!signbit(p[e]) && (best < 0 || p[e] > p[best]))
+            best = e;
+    return best;
+}
+
+/* One row's logits become weights: the probabilities of its top_k experts, -1 for what is not
+ * chosen. With a NaN among them all weights are NaN, so that it shows. */
+static void choose(float *logit, const struct moe *m, const float *forced)
 {
     double top = -INFINITY, total = 0, chosen = 0;
     bool nan = false;
@@ -65,10 +77,7 @@ static void choose(float *logit, const struct moe *m)
     for (int e = 0; e < m->n_experts; e++)
         logit[e] = nan ? NAN : (float)(exp((double)logit[e] - top) / total);
     for (int k = 0; k < m->top_k && !nan; k++) { /* a chosen one is marked by its sign bit */
-        int best = -1;
-        for (int e = 0; e < m->n_experts; e++)
-            if (!signbit(logit[e]) && (best < 0 || logit[e] > logit[best]))
-                best = e;
+        int best = pick(logit, m, forced, k);
         chosen += (double)logit[best];
         logit[best] = -logit[best];
     }
@@ -132,7 +141,8 @@ void host_moe(const struct ops *ops, struct device *d, void *out, const void *x,
     carve(&c, scratch, m, hidden, (size_t)rows);
     ops->linear(d, c.router, m->router, x, rows);
     for (size_t r = 0; r < (size_t)rows; r++)
-        choose(c.router + r * (size_t)m->n_experts, m);
+        choose(c.router + r * (size_t)m->n_experts, m,
+               m->forced ? m->forced + r * (size_t)m->top_k : NULL);
     memset(out, 0, (size_t)rows * hidden * sizeof(float));
     for (int e = 0; e < m->n_experts; e++)
         run_expert(ops, d, &c, m, e, x, out, rows);

@@ -104,6 +104,11 @@ struct moe {
     const struct weight *shared_gate_up, *shared_down; /* NULL: none */
     const struct weight *shared_gate; /* [1, hidden]: its sigmoid scales the shared expert; or NULL
                                        */
+    /* [rows, top_k] device vector of expert numbers, NULL in a model. Comparisons across number
+     * formats set it for rows whose router is so close that rounding may turn it around: such a
+     * row's experts are these, at the probabilities that its own router gives them. A row whose
+     * first number is negative chooses by itself. */
+    const float *forced;
 };
 
 struct device; /* private to ref/, cpu/, cuda/ */

@@ -1,7 +1,8 @@
 /* Every model family against transformers: logits after each position and greedy tokens of the tiny
  * checkpoints in tests/golden/families (made by make.py there), on each device.
  *
- * `golden_families --table docs/models.md` writes down what was measured.
+ * `golden_families --table docs/models.md` writes down what was measured; `golden_families cuda`,
+ * with or without a table, runs a GPU's way too.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "base/mem.h"
 #include "model/safetensors.h"
@@ -25,15 +26,16 @@ enum { MAX_FAMILIES = 128, MAX_ROWS = 128, CHUNK = 29 };
 struct way {
     const char *device;
     enum sl_dtype dtype;
-    double tolerance;  /* of the largest logit's size; 0: by the model's depth and width */
-    double router_tie; /* difference of router logits that rounding can turn around */
+    double tolerance; /* of the largest logit's size; 0: by the model's depth and width */
 };
 
 /* f32: the bound. bf16: weights are exact, activations and K and V carry 8 bits. */
-static const struct way ways[] = {{"ref", SL_DTYPE_F32, 2e-4, 1e-4},
-                                  {"cpu", SL_DTYPE_F32, 2e-4, 1e-4},
-                                  {"cpu", SL_DTYPE_BF16, 0, 0.15}};
-enum { N_WAYS = sizeof ways / sizeof *ways };
+static const struct way ways[] = {{"ref", SL_DTYPE_F32, 2e-4},
+                                  {"cpu", SL_DTYPE_F32, 2e-4},
+                                  {"cpu", SL_DTYPE_BF16, 0},
+                                  {"cuda", SL_DTYPE_BF16, 0}};
+enum { N_WAYS = sizeof ways / sizeof *ways, BF16_WAY = 2 };
+static int n_ways = N_WAYS - 1; /* that run */
 
 struct family_result {
     char name[64], architecture[64];
@@ -77,12 +79,13 @@ static double bound_of(const struct way *w, const struct model_info *info)
 struct expected {
     const int32_t *prompt, *greedy;
     const float *logits, *gap;
-    const float *router_gap; /* NULL: no experts */
-    int n_prompt, n_greedy, vocab;
+    const int32_t *experts;  /* [moe_layers, n_prompt + n_greedy, top_k], NULL: no experts */
+    const float *router_gap; /* [moe_layers, n_prompt + n_greedy] */
+    int n_prompt, n_greedy, moe_layers, top_k;
 };
 
 static const void *golden_tensor(const struct safetensors *s, const char *what, int i,
-                                 enum st_dtype dtype, int *n)
+                                 enum st_dtype dtype, int n[3])
 {
     char name[32];
     snprintf(name, sizeof name, "%s.%d", what, i);
@@ -91,29 +94,50 @@ static const void *golden_tensor(const struct safetensors *s, const char *what, 
         return NULL;
     assert_int_equal(t->dtype, dtype);
     assert_int_equal((uintptr_t)t->data % 4, 0);
-    *n = (int)t->dim[0];
+    for (int k = 0; k < 3; k++)
+        n[k] = k < t->n_dims ? (int)t->dim[k] : 1;
     return t->data;
 }
 
 static bool read_expected(const struct safetensors *s, int i, struct expected *e)
 {
-    int n;
-    e->prompt = golden_tensor(s, "prompt", i, ST_I32, &e->n_prompt);
-    if (!e->prompt)
+    int n[3];
+    *e = (struct expected){0};
+    if (!(e->prompt = golden_tensor(s, "prompt", i, ST_I32, n)))
         return false;
-    e->greedy = golden_tensor(s, "greedy", i, ST_I32, &e->n_greedy);
-    e->gap = golden_tensor(s, "gap", i, ST_F32, &n);
-    e->router_gap = golden_tensor(s, "router_gap", i, ST_F32, &n);
-    e->logits = golden_tensor(s, "logits", i, ST_F32, &n);
-    assert_int_equal(n, e->n_prompt);
+    e->n_prompt = n[0];
+    e->greedy = golden_tensor(s, "greedy", i, ST_I32, n);
+    e->n_greedy = n[0];
+    e->gap = golden_tensor(s, "gap", i, ST_F32, n);
+    e->logits = golden_tensor(s, "logits", i, ST_F32, n);
+    assert_int_equal(n[0], e->n_prompt);
+    if (!(e->experts = golden_tensor(s, "experts", i, ST_I32, n)))
+        return true;
+    assert_int_equal(n[1], e->n_prompt + e->n_greedy);
+    e->moe_layers = n[0];
+    e->top_k = n[2];
+    assert_non_null(e->router_gap = golden_tensor(s, "router_gap", i, ST_F32, n));
+    assert_true(n[0] == e->moe_layers && n[1] == e->n_prompt + e->n_greedy);
     return true;
+}
+
+/* The golden's experts for rows whose router has a gap that an error of `bound` of the largest
+ * logit, up for one and down for another, can close; -1 for the others, which choose. */
+static int32_t *forced_experts(const struct expected *e, double bound)
+{
+    size_t rows = (size_t)e->moe_layers * (size_t)(e->n_prompt + e->n_greedy);
+    size_t k = (size_t)e->top_k;
+    if (!e->experts)
+        return NULL;
+    int32_t *forced = mem_alloc(rows * k, sizeof *forced);
+    assert_non_null(forced);
+    for (size_t i = 0; i < rows * k; i++)
+        forced[i] = (double)e->router_gap[i / k] < 2 * bound ? e->experts[i] : -1;
+    return forced;
 }
 
 struct comparison {
     const struct expected *e;
-    double router_tie; /* below it, another expert may be chosen */
-    bool rerouted;     /* by a near tie at this or an earlier position: not compared any more */
-    int n_compared;
     double worst, largest;
     int32_t next; /* greedy choice after the last position seen */
 };
@@ -125,11 +149,6 @@ static void compare(void *ctx, int item, int pos, const float *logits, int vocab
     c->next = drive_argmax(logits, vocab);
     if (pos >= c->e->n_prompt)
         return;
-    if (c->e->router_gap && (double)c->e->router_gap[pos] < c->router_tie)
-        c->rerouted = true;
-    if (c->rerouted)
-        return;
-    c->n_compared++;
     const float *want = c->e->logits + (size_t)pos * (size_t)vocab;
     for (int i = 0; i < vocab; i++) {
         double error = fabs((double)logits[i] - (double)want[i]);
@@ -141,20 +160,19 @@ static void compare(void *ctx, int item, int pos, const float *logits, int vocab
 
 /* Prompt in chunks that end off the blocks, then token by token. Where the golden's best two are
  * closer than the tolerance, another choice is no error, and the rest is not compared. */
-static double run_prompt(struct drive *d, const struct expected *e, const struct way *w,
-                         double bound)
+static double run_prompt(struct drive *d, const struct expected *e, double bound)
 {
     struct drive_seq s;
-    struct comparison c = {.e = e, .router_tie = w->router_tie};
+    struct comparison c = {.e = e};
+    int32_t *forced = forced_experts(e, bound);
+    drive_force_experts(d, forced, e->n_prompt + e->n_greedy);
     drive_seq_init(d, &s, e->prompt, e->n_prompt, e->n_prompt + e->n_greedy);
     while (s.n_computed < s.n) {
         int left = s.n - s.n_computed;
         struct drive_item it = {.seq = &s, .n = left < CHUNK ? left : CHUNK, .all_logits = true};
         drive_step(d, &it, 1, compare, &c);
     }
-    assert_true(c.n_compared >= 3);
-    for (int i = 0; i < e->n_greedy && !c.rerouted && (!e->router_gap || w->router_tie < 0.01);
-         i++) {
+    for (int i = 0; i < e->n_greedy; i++) {
         double tie = 2 * bound * c.largest;
         if (c.next != e->greedy[i] && (double)e->gap[i] < tie)
             break;
@@ -165,6 +183,7 @@ static double run_prompt(struct drive *d, const struct expected *e, const struct
         drive_step(d, &it, 1, compare, &c);
     }
     drive_seq_fini(d, &s);
+    mem_free(forced);
     return c.worst / c.largest;
 }
 
@@ -190,7 +209,7 @@ static void run_family(struct family_result *f, int way)
     f->bound[way] = bound_of(&ways[way], drive_info(d));
     int n = 0;
     for (; read_expected(golden, n, &e); n++) {
-        double worst = run_prompt(d, &e, &ways[way], f->bound[way]);
+        double worst = run_prompt(d, &e, f->bound[way]);
         f->worst[way] = fmax(f->worst[way], worst);
     }
     assert_true(n >= 3);
@@ -230,6 +249,12 @@ static void cpu_bf16(void **state)
     run_way(2);
 }
 
+static void cuda_bf16(void **state)
+{
+    (void)state;
+    run_way(3);
+}
+
 /* ---- the table ----------------------------------------------------------------------------- */
 
 static const char INTRODUCTION[] =
@@ -243,9 +268,10 @@ static const char INTRODUCTION[] =
     "f32; in bf16 four times its rounding times the square root of how many follow each "
     "other\n(ten a layer), "
     "which the last column has.\n\n"
-    "Mixtures of experts are compared in bf16 up to the first position where the router's choice "
-    "is "
-    "closer than rounding.\nRope scalings: default, linear, llama3, yarn, dynamic (up to the "
+    "Where a router's choice of experts is closer than twice the bound (of its largest logit), a "
+    "row "
+    "is computed\nwith the experts that the reference chose. Rope scalings: default, linear, "
+    "llama3, yarn, dynamic (up to the "
     "trained "
     "length, where it changes nothing), longrope (the\nlong factors when `max_position_embeddings` "
     "exceeds the original length, else the short ones: a token's bits must not\ndepend on how long "
@@ -254,14 +280,17 @@ static const char INTRODUCTION[] =
 static void print_table(FILE *out)
 {
     fprintf(out, "| checkpoint | architecture |");
-    for (int w = 0; w < N_WAYS; w++)
+    for (int w = 0; w < n_ways; w++)
         fprintf(out, " %s %s |", ways[w].device, ways[w].dtype == SL_DTYPE_F32 ? "f32" : "bf16");
-    fprintf(out, " bf16's bound |\n| --- | --- | --- | --- | --- | --- |\n");
+    fprintf(out, " bf16's bound |\n| --- |");
+    for (int column = 0; column < n_ways + 2; column++)
+        fprintf(out, " --- |");
+    fprintf(out, "\n");
     for (int i = 0; i < n_results; i++) {
         fprintf(out, "| %s | %s |", results[i].name, results[i].architecture);
-        for (int w = 0; w < N_WAYS; w++)
+        for (int w = 0; w < n_ways; w++)
             fprintf(out, " %.1e |", results[i].worst[w]);
-        fprintf(out, " %.1e |", results[i].bound[N_WAYS - 1]);
+        fprintf(out, " %.1e |", results[i].bound[BF16_WAY]);
         fprintf(out, "\n");
     }
 }
@@ -270,11 +299,17 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(ref_f32), cmocka_unit_test(cpu_f32),
                                        cmocka_unit_test(cpu_bf16)};
+    const struct CMUnitTest on_gpu[] = {cmocka_unit_test(cuda_bf16)};
+    bool cuda = argc > 1 && !strcmp(argv[1], "cuda");
+    char **option = argv + 1 + cuda;
+    n_ways += cuda;
     list_families();
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    if (cuda)
+        failed += cmocka_run_group_tests(on_gpu, NULL, NULL);
     print_table(stdout);
-    if (argc == 3 && !strcmp(argv[1], "--table")) {
-        FILE *out = fopen(argv[2], "w");
+    if (option[0] && option[1] && !strcmp(option[0], "--table")) {
+        FILE *out = fopen(option[1], "w");
         if (!out)
             return 1;
         fputs(INTRODUCTION, out);

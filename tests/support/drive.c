@@ -23,7 +23,13 @@ struct drive {
     drive_logits fn; /* of the step that runs */
     void *ctx;
     int n_rows_seen;
+    struct ops ops;         /* the device's, but for moe */
+    const struct ops *real; /* the device's */
+    const int32_t *experts; /* [layers with experts, n_pos, top_k], NULL: not forced */
+    int n_pos, moe_layer;   /* the layer with experts that is next in this step */
 };
+
+static struct drive *running; /* the one whose step is under way: ops->moe is not told */
 
 #define OK(call, err)                             \
     do {                                          \
@@ -54,6 +60,39 @@ static enum sl_status hand_out(void *ctx, const struct batch *b, const float *lo
     r->n_samples = r->n_plogprobs = 0;
     r->lp_start[0] = r->plp_start[0] = 0;
     return SL_OK;
+}
+
+static void moe_with_forced(struct device *dev, void *out, const void *x, const struct moe *m,
+                            int rows, void *scratch)
+{
+    struct drive *d = running;
+    size_t top_k = (size_t)m->top_k, layer = (size_t)d->moe_layer++ * (size_t)d->n_pos * top_k;
+    struct sl_err err = {0};
+    struct moe forced = *m;
+    if (!d->experts) {
+        d->real->moe(dev, out, x, m, rows, scratch);
+        return;
+    }
+    float *list = mem_alloc((size_t)rows * top_k, sizeof *list);
+    for (int r = 0; r < rows; r++)
+        for (size_t k = 0; k < top_k; k++) {
+            int pos = d->batch->pos[r];
+            list[(size_t)r * top_k + k] =
+                pos < d->n_pos ? (float)d->experts[layer + (size_t)pos * top_k + k] : -1;
+        }
+    float *vector = d->real->vector_prepare(dev, list, SL_DTYPE_F32, rows * m->top_k, 0, &err);
+    if (!vector)
+        fail_msg("%s", err.msg);
+    forced.forced = vector;
+    d->real->moe(dev, out, x, &forced, rows, scratch);
+    d->real->free(dev, vector);
+    mem_free(list);
+}
+
+void drive_force_experts(struct drive *d, const int32_t *experts, int n_pos)
+{
+    d->experts = experts;
+    d->n_pos = n_pos;
 }
 
 static void open_device(const struct drive_config *cfg, struct runner_config *rc)
@@ -106,6 +145,10 @@ struct drive *drive_create(const struct drive_config *cfg)
                                .kv_cache_dtype = cfg->kv_cache_dtype,
                                .block_size = BLOCK_SIZE};
     open_device(cfg, &rc);
+    d->real = rc.ops;
+    d->ops = *rc.ops;
+    d->ops.moe = moe_with_forced;
+    rc.ops = &d->ops;
     int n_blocks = cfg->kv_tokens / BLOCK_SIZE + 2 * cfg->max_seqs;
     struct batch_limits limits = {.max_tokens = cfg->max_tokens,
                                   .max_seqs = cfg->max_seqs,
@@ -222,7 +265,8 @@ void drive_step(struct drive *d, struct drive_item *items, int n_items, drive_lo
         add_item(d->batch, &items[i]);
     d->fn = fn;
     d->ctx = ctx;
-    d->n_rows_seen = 0;
+    d->n_rows_seen = d->moe_layer = 0;
+    running = d;
     OK(d->backend->ops->submit(d->backend, d->batch, &err), err);
     OK(d->backend->ops->collect(d->backend, d->result, &err), err);
     assert_int_equal(d->n_rows_seen, d->batch->n_logits);

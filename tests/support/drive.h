@@ -54,6 +54,11 @@ void drive_step(struct drive *d, struct drive_item *items, int n_items, drive_lo
 /* Compute all known tokens, at most `chunk` a step; logits of the last one. */
 void drive_prefill(struct drive *d, struct drive_seq *s, int chunk, drive_logits fn, void *ctx);
 
+/* From now on rows at position p < n_pos have the experts at [layer][p][top_k], and choose by
+ * themselves where the first of them is negative or p is beyond n_pos; `layer` counts the layers
+ * with experts. NULL: all choose. The list is borrowed. */
+void drive_force_experts(struct drive *d, const int32_t *experts, int n_pos);
+
 /* ln p(token), in double. */
 double drive_logprob(const float *logits, int vocab, int32_t token);
 int32_t drive_argmax(const float *logits, int vocab);

@@ -4,7 +4,10 @@
 Each folder holds a tiny model with random weights (config.json and model.safetensors, as
 save_pretrained writes them; the values fit in bfloat16) and golden.safetensors, computed in float32
 on those weights: prompt.I (ids), logits.I (after each position), greedy.I (tokens chosen next, one
-after the other) and gap.I (between the best two logits of each of those steps).
+after the other) and gap.I (between the best two logits of each of those steps). Mixtures of experts
+have experts.I beside them, the experts of each layer at each position of prompt and greedy tokens,
+and router_gap.I, between the last expert chosen and the next best: the difference of their router
+logits as a share of the largest.
 
 Made with torch 2.15.0 and transformers 5.23.0. They are needed here alone: the tests read what is
 in the folders.
@@ -120,6 +123,9 @@ MODELS = {
     'qwen3-moe': lambda: tf.Qwen3MoeConfig(**base(
         head_dim=16, moe_intermediate_size=24, num_experts=6, num_experts_per_tok=2,
         norm_topk_prob=True)),
+    'qwen3-moe-mixed': lambda: tf.Qwen3MoeConfig(**base(
+        num_hidden_layers=4, moe_intermediate_size=24, num_experts=5, num_experts_per_tok=2,
+        norm_topk_prob=False, decoder_sparse_step=2, mlp_only_layers=[1])),
 }
 
 
@@ -209,15 +215,26 @@ def run(model, ids):
         return model(torch.tensor([ids]), use_cache=False).logits[0].float()
 
 
-def router_gap(model, ids):
-    with torch.no_grad():
-        out = model(torch.tensor([ids]), use_cache=False, output_router_logits=True)
-    k = model.config.num_experts_per_tok
-    gaps = []
-    for logits in out.router_logits:
-        top = logits.reshape(len(ids), -1).float().topk(k + 1).values
-        gaps.append(top[:, k - 1] - top[:, k])
-    return torch.stack(gaps).min(0).values
+class Routers:
+    """What each router said in the last pass, layer after layer."""
+
+    def __init__(self, model):
+        self.model, self.seen = model, []
+        routers = [m for m in model.modules() if type(m).__name__.endswith('TopKRouter')]
+        for router in routers:
+            router.register_forward_hook(lambda _m, _in, out: self.seen.append((out[0], out[2])))
+        self.n = len(routers)
+
+    def choices(self, ids):
+        """experts [layers, positions, top_k] and gaps [layers, positions]"""
+        self.seen.clear()
+        run(self.model, ids)
+        assert len(self.seen) == self.n
+        k = self.seen[0][1].shape[-1]
+        best = torch.stack([logits.float().topk(k + 1).values for logits, _ in self.seen])
+        size = max(float(logits.abs().max()) for logits, _ in self.seen)
+        experts = torch.stack([chosen for _, chosen in self.seen]).to(torch.int32)
+        return experts, (best[..., k - 1] - best[..., k]) / size
 
 
 def make(name):
@@ -243,16 +260,9 @@ def make(name):
     if name == 'falcon-40b-old':
         rewrite_old_falcon(out / 'config.json')
     g = torch.Generator().manual_seed(seed + 1)
-    golden = {}
+    golden, routers = {}, Routers(model)
     for i, n in enumerate(OTHER_LENGTHS.get(name, LENGTHS)):
         ids = torch.randint(3, VOCAB, (n,), generator=g).tolist()
-        if 'moe' in name or name == 'mixtral':
-            # Of a hundred prompts, the one whose first near tie comes last.
-            tries = [torch.randint(3, VOCAB, (n,), generator=g).tolist() for _ in range(100)]
-            gaps = [router_gap(model, t) for t in tries]
-            first = [next((p for p, x in enumerate(gap) if x < 0.15), n) for gap in gaps]
-            ids = tries[max(range(100), key=first.__getitem__)]
-            golden[f'router_gap.{i}'] = router_gap(model, ids)
         golden[f'prompt.{i}'] = torch.tensor(ids, dtype=torch.int32)
         golden[f'logits.{i}'] = run(model, ids).contiguous()
         tokens, gaps = [], []
@@ -263,6 +273,8 @@ def make(name):
             ids.append(tokens[-1])
         golden[f'greedy.{i}'] = torch.tensor(tokens, dtype=torch.int32)
         golden[f'gap.{i}'] = torch.tensor(gaps, dtype=torch.float32)
+        if routers.n:
+            golden[f'experts.{i}'], golden[f'router_gap.{i}'] = routers.choices(ids)
     save_file(golden, out / 'golden.safetensors')
     size = sum(f.stat().st_size for f in out.iterdir())
     spread = float(golden['logits.2'].std())
