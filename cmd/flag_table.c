@@ -151,8 +151,8 @@ const struct flag flag_table[] = {
      .shown = "the model's"},
     {MODEL_ROW(FLAG_ENUM, "device"), AT(engine.device), .choices = "auto|ref|cpu|cuda|sim",
      .shown = "auto",
-     .help = "Where to compute. ref: plain C, the specification; sim: virtual time and made-up "
-             "tokens."},
+     .help = "Where to compute. auto: on a GPU if the build and the machine have one, else cpu; "
+             "ref: plain C, the specification; sim: virtual time and made-up tokens."},
     {MODEL_ROW(FLAG_ENUM, "dtype"), AT(engine.dtype),
      .choices = "auto=0|float32=1|float=1|float16=2|half=2|bfloat16=3", .meta = "TYPE",
      .shown = "auto", .help = "Type of weights and activations: auto, float32, float16, bfloat16."},

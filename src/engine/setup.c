@@ -111,6 +111,18 @@ enum sl_status setup_device(const struct sl_config *cfg, struct runner_config *r
     return cpu_device_create(&rc->ops, &rc->device, cfg->threads, err);
 }
 
+/* A GPU if there is one that can be used. */
+static enum sl_device choose_device(void)
+{
+#ifdef SLUICE_CUDA
+    const char *why = cuda_unusable();
+    if (!why)
+        return SL_DEVICE_CUDA;
+    log_info("Computing on the CPU, not on a GPU: %s", why);
+#endif
+    return SL_DEVICE_CPU;
+}
+
 static enum sl_status open_device(struct sl_engine *e, struct sl_err *err)
 {
     struct runner_config rc = {
@@ -397,7 +409,7 @@ enum sl_status setup_open(struct sl_engine *e, struct sl_err *err)
     if (st)
         return st;
     if (cfg->device == SL_DEVICE_AUTO)
-        cfg->device = SL_DEVICE_CPU;
+        cfg->device = choose_device();
     const struct spec_options use = {.hf_overrides = cfg->hf_overrides,
                                      .generation_config = cfg->generation_config,
                                      .runner = cfg->runner,
@@ -437,11 +449,15 @@ enum sl_status setup_open(struct sl_engine *e, struct sl_err *err)
 enum sl_status setup_take_memory(struct sl_engine *e, struct sl_err *err)
 {
     struct batch_limits limits;
+    int64_t start = clock_mono_ns();
     if (!e->runner)
         return SL_OK;
     sched_batch_limits(core_sched(e->core), &limits);
     enum sl_status st = runner_take_kv(e->runner, e->sched_cfg.layout.n_blocks, &limits, err);
-    return st ? st : speculate_take_memory(e, &limits, err);
+    if (!st)
+        st = speculate_take_memory(e, &limits, err);
+    log_info("KV cache and buffers took %.2f seconds", (double)(clock_mono_ns() - start) * 1e-9);
+    return st;
 }
 
 void setup_close(struct sl_engine *e)

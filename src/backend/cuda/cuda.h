@@ -79,6 +79,9 @@ struct rope_args {
     bool interleaved;
 };
 
+/* A cudaError_t: whether this build has kernels for the GPU that is here. */
+int cuda_find_kernels(void);
+
 /* ---- elementwise.cu ---------------------------------------------------------------------------
  */
 void launch_embed(cuda_stream s, float *h, const void *table, const struct step_arrays *a, int n,

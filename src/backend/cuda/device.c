@@ -5,7 +5,9 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/device.h"
 
+#include "base/clock.h"
 #include "base/half.h"
+#include "base/log.h"
 #include "base/mem.h"
 
 #include <math.h>
@@ -524,24 +526,53 @@ static const struct ops cuda_ops = {
     .destroy = cuda_destroy,
 };
 
-enum sl_status cuda_device_create(const struct ops **ops, struct device **out, struct sl_err *err)
+const char *cuda_unusable(void)
 {
     int n = 0;
-    if (cudaGetDeviceCount(&n) != cudaSuccess || n == 0)
-        return SL_FAIL_PARAM(err, SL_ENOTFOUND, "device", "no CUDA device was found");
-    struct device *d = mem_zalloc(1, sizeof *d);
-    if (!d)
-        return SL_FAIL(err, SL_ENOMEM, "no memory for the CUDA device");
+    cudaError_t e = cudaGetDeviceCount(&n);
+    if (e == cudaSuccess)
+        e = (cudaError_t)cuda_find_kernels();
+    (void)cudaGetLastError();
+    return e == cudaSuccess ? NULL : cudaGetErrorString(e);
+}
+
+/* Others' memory is seen before this process takes any but its context's. */
+static void log_card(int64_t context_ns, int64_t kernels_ns)
+{
+    enum { CONTEXT_BYTES = 1 << 30 }; /* at most: about half of it on an H200 */
+    const double gib = 1024.0 * 1024.0 * 1024.0;
+    struct cudaDeviceProp card;
+    size_t left, total;
+    if (cudaGetDeviceProperties(&card, 0) || cudaMemGetInfo(&left, &total))
+        return;
+    log_info("%s, compute capability %d.%d, %.2f of %.2f GiB free; CUDA start-up took %.2f s: "
+             "context %.2f, kernels and cuBLASLt %.2f",
+             card.name, card.major, card.minor, (double)left / gib, (double)total / gib,
+             (double)(context_ns + kernels_ns) * 1e-9, (double)context_ns * 1e-9,
+             (double)kernels_ns * 1e-9);
+    if (total - left > CONTEXT_BYTES)
+        log_warning("Other processes use about %.2f GiB of the GPU's memory",
+                    (double)(total - left) / gib);
+}
+
+static enum sl_status open_stream(struct device *d, struct sl_err *err)
+{
+    int major = 0;
     enum sl_status st = cuda_check(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking),
                                    "making a stream", err);
     if (st == SL_OK)
         st = cuda_check(cudaDeviceGetAttribute(&d->n_sms, cudaDevAttrMultiProcessorCount, 0),
                         "asking for multiprocessors", err);
-    int major = 0;
     if (st == SL_OK)
         st = cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0),
                         "asking for the compute capability", err);
     d->is_hopper = major >= 9;
+    return st;
+}
+
+static enum sl_status open_staging(struct device *d, struct sl_err *err)
+{
+    enum sl_status st = SL_OK;
     for (int i = 0; st == SL_OK && i < 2; i++) {
         st = cuda_check(cudaHostAlloc(&d->staging[i], STAGING_BYTES, cudaHostAllocDefault),
                         "a staging buffer", err);
@@ -549,12 +580,34 @@ enum sl_status cuda_device_create(const struct ops **ops, struct device **out, s
             st = cuda_check(cudaEventCreateWithFlags(&d->staged[i], cudaEventDisableTiming),
                             "an event", err);
     }
+    return st;
+}
+
+enum sl_status cuda_device_create(const struct ops **ops, struct device **out, struct sl_err *err)
+{
+    int n = 0;
+    int64_t start = clock_mono_ns();
+    cudaError_t e = cudaGetDeviceCount(&n);
+    if (e != cudaSuccess)
+        return SL_FAIL_PARAM(err, SL_ENOTFOUND, "device", "no CUDA device was found: %s",
+                             cudaGetErrorString(e));
+    struct device *d = mem_zalloc(1, sizeof *d);
+    if (!d)
+        return SL_FAIL(err, SL_ENOMEM, "no memory for the CUDA device");
+    enum sl_status st = open_stream(d, err);
+    int64_t context = clock_mono_ns();
+    if (st == SL_OK)
+        st = cuda_check((cudaError_t)cuda_find_kernels(), "kernels of this build", err);
     if (st == SL_OK)
         st = gemm_init(d, err);
+    int64_t kernels = clock_mono_ns();
+    if (st == SL_OK)
+        st = open_staging(d, err);
     if (st) {
         cuda_destroy(d);
         return st;
     }
+    log_card(context - start, kernels - context);
     *ops = &cuda_ops;
     *out = d;
     return SL_OK;
