@@ -125,6 +125,7 @@ struct ops {
     const char *name;
     size_t act_bytes;
     unsigned features; /* enum ops_feature, or-ed */
+    int head_dim_max;  /* of attention; sizes are multiples of 8. 0: any */
 
     /* Memory. Buffers are zeroed, 64-byte aligned; named for error messages. */
     void *(*alloc)(struct device *d, size_t bytes, const char *name, struct sl_err *err);
@@ -155,7 +156,8 @@ struct ops {
 
     /* h[r,:] = E[token(r),:] * scale (+ P[pos(r) + pos_offset,:] if P is given), for the batch's
      * rows; h: f32 residual [n_tokens, cols]. Any prepared weight can be E: tied embeddings use the
-     * same handle for `logits`, so a device gathers rows from its own layout. */
+     * same handle for `logits`, so a device gathers rows from its own layout. E may be NULL if P
+     * is given: only positions. */
     void (*embed)(struct device *d, float *h, const struct weight *e, float scale,
                   const struct weight *p, int pos_offset);
     /* h[r,:] += T[token_type(r),:], for the batch's rows. */

@@ -50,10 +50,11 @@ static enum sl_status check_dimensions(const struct sl_engine *e, int n, struct 
                              "Model '%.300s' does not support Matryoshka embeddings; dimensions "
                              "must be unset (received dimensions=%d).",
                              name, n);
-    if (n < 1 || n > e->spec->hidden)
+    int width = spec_dim(e->spec, DIM_EMBED);
+    if (n < 1 || n > width)
         return SL_FAIL_PARAM(err, SL_EINVAL, "dimensions",
                              "Model '%.300s' only supports dimensions in range [1, %d], got %d.",
-                             name, e->spec->hidden, n);
+                             name, width, n);
     bool found = s->n_dims == 0;
     for (int i = 0; i < s->n_dims; i++)
         found = found || s->dims[i] == n;
@@ -91,6 +92,7 @@ static enum sl_status make_pooling(struct sl_request *r, const struct sl_pooling
                                    int n_first, struct sl_err *err)
 {
     const struct model_spec *s = r->engine->spec;
+    int width = spec_dim(s, DIM_EMBED);
     struct arena *a = &r->core.arena;
     struct pooling *g = arena_alloc(a, 1, sizeof *g);
     if (!g)
@@ -103,7 +105,7 @@ static enum sl_status make_pooling(struct sl_request *r, const struct sl_pooling
         p->use_activation >= 0 ? p->use_activation == 1 : g->classify || s->pool.normalize;
     g->n_first = s->n_types > 1 ? n_first : 0;
     g->n_rows = all ? r->core.n_prompt : 1;
-    g->n_cols = g->classify ? s->pool.n_labels : dimensions ? dimensions : s->hidden;
+    g->n_cols = g->classify ? s->pool.n_labels : dimensions ? dimensions : width;
     size_t cols = (size_t)g->n_cols, rows = (size_t)g->n_rows;
     if (cols > MAX_OUT_BYTES / sizeof *g->out / rows)
         return SL_FAIL_PARAM(err, SL_EINVAL, "input",
@@ -111,9 +113,9 @@ static enum sl_status make_pooling(struct sl_request *r, const struct sl_pooling
                              "MiB",
                              rows, cols, MAX_OUT_BYTES >> 20);
     /* The head's first matrix leaves its row there. */
-    size_t room = rows * cols > (size_t)s->hidden ? rows * cols : (size_t)s->hidden;
+    size_t room = rows * cols > (size_t)width ? rows * cols : (size_t)width;
     g->out = arena_alloc(a, room, sizeof *g->out);
-    g->sum = arena_alloc(a, (size_t)s->hidden, sizeof *g->sum);
+    g->sum = arena_alloc(a, (size_t)width, sizeof *g->sum);
     r->core.pooling = g;
     return g->out && g->sum ? SL_OK : request_no_memory(err);
 }

@@ -304,7 +304,7 @@ static enum sl_status set_pooling_info(struct sl_engine *e, struct sl_err *err)
     e->info.task = p->classify      ? SL_POOL_CLASSIFY
                    : p->token_level ? SL_POOL_TOKEN_EMBED
                                     : SL_POOL_EMBED;
-    e->info.embedding_size = p->classify ? p->n_labels : e->spec->hidden;
+    e->info.embedding_size = p->classify ? p->n_labels : spec_dim(e->spec, DIM_EMBED);
     e->info.labels = p->label;
     if (e->cfg.device == SL_DEVICE_SIM)
         return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "device",

@@ -14,16 +14,17 @@
 enum { MAX_CONFIG_BYTES = 4 << 20, MAX_CONFIG_DEPTH = 32, MAX_DIM = 1 << 20, MAX_LAYERS = 4096 };
 
 static const struct family *const families[] = {
-    &family_llama,         &family_mistral,    &family_qwen2,
-    &family_qwen3,         &family_smollm3,    &family_granite,
-    &family_olmo2,         &family_phi3,       &family_gemma,
-    &family_gemma2,        &family_gemma3,     &family_gpt2,
-    &family_gptneox,       &family_opt,        &family_falcon,
-    &family_stablelm,      &family_mixtral,    &family_qwen2moe,
-    &family_qwen3moe,      &family_bert,       &family_bert_mlm,
-    &family_bert_score,    &family_roberta,    &family_roberta_mlm,
-    &family_roberta_score, &family_xlmr,       &family_xlmr_mlm,
-    &family_xlmr_score,    &family_distilbert, &family_distilbert_score};
+    &family_llama,           &family_mistral,       &family_qwen2,
+    &family_qwen3,           &family_smollm3,       &family_granite,
+    &family_olmo2,           &family_phi3,          &family_gemma,
+    &family_gemma2,          &family_gemma3,        &family_gpt2,
+    &family_gptneox,         &family_opt,           &family_falcon,
+    &family_refinedweb,      &family_stablelm,      &family_mixtral,
+    &family_qwen2moe,        &family_qwen3moe,      &family_bert,
+    &family_bert_mlm,        &family_bert_score,    &family_roberta,
+    &family_roberta_mlm,     &family_roberta_score, &family_xlmr,
+    &family_xlmr_mlm,        &family_xlmr_score,    &family_distilbert,
+    &family_distilbert_score};
 enum { N_FAMILIES = sizeof families / sizeof *families };
 
 /* ---- typed reading ------------------------------------------------------------------------- */
@@ -221,6 +222,8 @@ int spec_dim(const struct model_spec *s, enum dim d)
         return 1;
     case DIM_HIDDEN:
         return s->hidden;
+    case DIM_EMBED:
+        return s->embed_width ? s->embed_width : s->hidden;
     case DIM_VOCAB:
         return s->vocab_size;
     case DIM_FFN:

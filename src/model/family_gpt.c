@@ -62,24 +62,30 @@ static void read_gpt2(struct model_spec *s, const struct config *c)
 
 #define D "model.decoder.layers.%d."
 static const struct tensor_row opt_rows[] = {
-    ROW("model.decoder.embed_tokens.weight", SLOT_EMBED, DIM_VOCAB, DIM_HIDDEN),
+    ROW("model.decoder.embed_tokens.weight", SLOT_EMBED, DIM_VOCAB, DIM_EMBED),
+    ROW("model.decoder.project_in.weight", SLOT_PROJECT_IN, DIM_HIDDEN, DIM_EMBED,
+        .when = WHEN_PROJECTED),
+    ROW("model.decoder.project_out.weight", SLOT_PROJECT_OUT, DIM_EMBED, DIM_HIDDEN,
+        .when = WHEN_PROJECTED),
     ROW("model.decoder.embed_positions.weight", SLOT_POSITIONS, DIM_POSITIONS, DIM_HIDDEN),
-    NORM(D "self_attn_layer_norm", SLOT_ATTN_NORM),
+    NORM(D "self_attn_layer_norm", SLOT_ATTN_NORM, .when = WHEN_ONE_NAME),
+    NORM(D "self_attn_layer_norm", SLOT_ATTN_POST_NORM, .when = WHEN_OTHER_NAME),
     ROW(D "self_attn.q_proj.weight", SLOT_QKV, DIM_Q, DIM_HIDDEN, .part = 0),
     ROW(D "self_attn.k_proj.weight", SLOT_QKV, DIM_KV, DIM_HIDDEN, .part = 1),
     ROW(D "self_attn.v_proj.weight", SLOT_QKV, DIM_KV, DIM_HIDDEN, .part = 2),
-    BIAS(D "self_attn.q_proj.bias", SLOT_QKV, DIM_Q, .part = 0),
-    BIAS(D "self_attn.k_proj.bias", SLOT_QKV, DIM_KV, .part = 1),
-    BIAS(D "self_attn.v_proj.bias", SLOT_QKV, DIM_KV, .part = 2),
+    BIAS(D "self_attn.q_proj.bias", SLOT_QKV, DIM_Q, .part = 0, .when = WHEN_QKV_BIAS),
+    BIAS(D "self_attn.k_proj.bias", SLOT_QKV, DIM_KV, .part = 1, .when = WHEN_QKV_BIAS),
+    BIAS(D "self_attn.v_proj.bias", SLOT_QKV, DIM_KV, .part = 2, .when = WHEN_QKV_BIAS),
     ROW(D "self_attn.out_proj.weight", SLOT_O, DIM_HIDDEN, DIM_Q),
-    BIAS(D "self_attn.out_proj.bias", SLOT_O, DIM_HIDDEN),
-    NORM(D "final_layer_norm", SLOT_MLP_NORM),
+    BIAS(D "self_attn.out_proj.bias", SLOT_O, DIM_HIDDEN, .when = WHEN_O_BIAS),
+    NORM(D "final_layer_norm", SLOT_MLP_NORM, .when = WHEN_ONE_NAME),
+    NORM(D "final_layer_norm", SLOT_MLP_POST_NORM, .when = WHEN_OTHER_NAME),
     ROW(D "fc1.weight", SLOT_GATE_UP, DIM_FFN, DIM_HIDDEN),
-    BIAS(D "fc1.bias", SLOT_GATE_UP, DIM_FFN),
+    BIAS(D "fc1.bias", SLOT_GATE_UP, DIM_FFN, .when = WHEN_MLP_BIAS),
     ROW(D "fc2.weight", SLOT_DOWN, DIM_HIDDEN, DIM_FFN),
-    BIAS(D "fc2.bias", SLOT_DOWN, DIM_HIDDEN),
-    NORM("model.decoder.final_layer_norm", SLOT_FINAL_NORM),
-    ROW("lm_head.weight", SLOT_LM_HEAD, DIM_VOCAB, DIM_HIDDEN, .when = WHEN_UNTIED),
+    BIAS(D "fc2.bias", SLOT_DOWN, DIM_HIDDEN, .when = WHEN_MLP_BIAS),
+    NORM("model.decoder.final_layer_norm", SLOT_FINAL_NORM, .when = WHEN_FINAL_NORM),
+    ROW("lm_head.weight", SLOT_LM_HEAD, DIM_VOCAB, DIM_EMBED, .when = WHEN_UNTIED),
     {0},
 };
 static const char *const none_ignored[] = {NULL};
@@ -95,12 +101,14 @@ static void read_opt(struct model_spec *s, const struct config *c)
     s->tied = config_bool(c, "tie_word_embeddings", true);
     s->pos_offset = 2; /* the table's first two rows stood for padding */
     s->n_positions = s->max_position + s->pos_offset;
-    if (!config_bool(c, "do_layer_norm_before", true) ||
-        config_bool(c, "_remove_final_layer_norm", false) || !config_bool(c, "enable_bias", true) ||
-        !config_bool(c, "layer_norm_elementwise_affine", true) ||
-        config_int(c, "word_embed_proj_dim", s->hidden, 1, 1 << 20) != s->hidden)
-        config_fail(c, "this variant of OPT (norms after the sublayers, projected embeddings, no "
-                       "biases) is not there yet");
+    s->qkv_bias = s->o_bias = s->mlp_bias = config_bool(c, "enable_bias", true);
+    s->post_norm = s->other_names = !config_bool(c, "do_layer_norm_before", true); /* OPT-350m */
+    s->no_final_norm = s->post_norm || config_bool(c, "_remove_final_layer_norm", false);
+    int width = config_int(c, "word_embed_proj_dim", s->hidden, 1, 1 << 20);
+    s->embed_width = width == s->hidden ? 0 : width;
+    if (!config_bool(c, "layer_norm_elementwise_affine", true))
+        config_fail(c, "layer_norm_elementwise_affine false: OPT's norms without weights are not "
+                       "there yet");
     no_rope(s);
 }
 
@@ -255,5 +263,8 @@ const struct family family_gptneox = {"GPTNeoXForCausalLM", read_gptneox, gptneo
                                       gptneox_ignored,      "gpt_neox.",  GENERATES};
 const struct family family_falcon = {"FalconForCausalLM", read_falcon,    falcon_rows,
                                      gptneox_ignored,     "transformer.", GENERATES};
+/* What the first Falcon checkpoints call it. */
+const struct family family_refinedweb = {"RWForCausalLM", read_falcon,    falcon_rows,
+                                         gptneox_ignored, "transformer.", GENERATES};
 const struct family family_stablelm = {"StableLmForCausalLM", read_stablelm, stablelm_rows,
                                        gptneox_ignored,       "model.",      GENERATES};

@@ -17,7 +17,7 @@ static struct widths widths(const struct model_spec *s)
     size_t ffn = 0;
     for (int l = 0; l < s->n_layers; l++) /* a mixture's experts use its own scratch */
         ffn = s->layer[l].moe ? ffn : (size_t)s->ffn;
-    return (struct widths){.hidden = (size_t)s->hidden,
+    return (struct widths){.hidden = max_size((size_t)s->hidden, (size_t)spec_dim(s, DIM_EMBED)),
                            .wide = max_size(q + 2 * kv, s->gated ? 2 * ffn : ffn),
                            .mid = max_size(q, ffn)};
 }
@@ -105,16 +105,18 @@ static void add_norm(const struct forward *f, const void *sub, enum slot slot, i
                      weights_norm(f->weights, slot, l), rows, f->spec->hidden);
 }
 
-/* h = norm(h + sub), and x the same as activations; sub NULL: of h alone. */
+/* h = norm(h + sub), and x the same as activations; sub NULL: of h alone. Without a norm h stays.
+ */
 static void norm_residual(const struct forward *f, const void *sub, enum slot slot, int l, int rows)
 {
-    const struct ops *ops = f->ops;
-    ops->add_norm(f->device, f->x, f->h, sub, f->spec->residual_scale,
-                  weights_norm(f->weights, slot, l), rows, f->spec->hidden);
-    ops->residual(f->device, f->h, f->x, rows, f->spec->hidden);
+    const struct norm *norm = weights_norm(f->weights, slot, l);
+    f->ops->add_norm(f->device, f->x, f->h, sub, f->spec->residual_scale, norm, rows,
+                     f->spec->hidden);
+    if (norm)
+        f->ops->residual(f->device, f->h, f->x, rows, f->spec->hidden);
 }
 
-/* Layers whose norms are over the residual: BERT and those after it. */
+/* Layers whose norms are over the residual: BERT and those after it, OPT-350m. */
 static void run_post_norm(const struct forward *f, int n_tokens)
 {
     const struct model_spec *s = f->spec;
@@ -129,18 +131,9 @@ static void run_post_norm(const struct forward *f, int n_tokens)
     }
 }
 
-void forward_run(const struct forward *f, int n_tokens)
+static void run_pre_norm(const struct forward *f, int n_tokens)
 {
     const struct model_spec *s = f->spec;
-    const struct ops *ops = f->ops;
-    const struct weight *positions =
-        s->n_positions ? weights_matrix(f->weights, SLOT_POSITIONS, -1) : NULL;
-    ops->embed(f->device, f->h, weights_matrix(f->weights, SLOT_EMBED, -1), s->embed_scale,
-               positions, s->pos_offset);
-    if (s->post_norm) {
-        run_post_norm(f, n_tokens);
-        return;
-    }
     add_norm(f, NULL, SLOT_ATTN_NORM, 0, n_tokens);
     for (int l = 0; l < s->n_layers; l++) {
         attention(f, l, n_tokens);
@@ -150,8 +143,8 @@ void forward_run(const struct forward *f, int n_tokens)
         } else {
             if (!s->one_norm) /* of h as attention saw it */
                 add_norm(f, NULL, SLOT_MLP_NORM, l, n_tokens);
-            ops->add_norm(f->device, NULL, f->h, f->sub, s->residual_scale, NULL, n_tokens,
-                          s->hidden);
+            f->ops->add_norm(f->device, NULL, f->h, f->sub, s->residual_scale, NULL, n_tokens,
+                             s->hidden);
         }
         mlp(f, l, n_tokens);
         post_norm(f, SLOT_MLP_POST_NORM, l, n_tokens);
@@ -159,4 +152,43 @@ void forward_run(const struct forward *f, int n_tokens)
             add_norm(f, f->sub, SLOT_ATTN_NORM, l + 1, n_tokens);
     }
     add_norm(f, f->sub, SLOT_FINAL_NORM, -1, n_tokens);
+}
+
+/* h = embeddings and positions. */
+static void embed(const struct forward *f, int rows)
+{
+    const struct model_spec *s = f->spec;
+    const struct ops *ops = f->ops;
+    const struct weight *e = weights_matrix(f->weights, SLOT_EMBED, -1);
+    const struct weight *p = s->n_positions ? weights_matrix(f->weights, SLOT_POSITIONS, -1) : NULL;
+    if (!s->embed_width) {
+        ops->embed(f->device, f->h, e, s->embed_scale, p, s->pos_offset);
+        return;
+    }
+    ops->embed(f->device, f->h, e, s->embed_scale, NULL, 0);
+    ops->add_norm(f->device, f->x, f->h, NULL, 1, NULL, rows, s->embed_width);
+    ops->linear(f->device, f->sub, weights_matrix(f->weights, SLOT_PROJECT_IN, -1), f->x, rows);
+    ops->embed(f->device, f->h, NULL, 1, p, s->pos_offset);
+    ops->add_norm(f->device, NULL, f->h, f->sub, 1, NULL, rows, s->hidden);
+}
+
+/* x, of the residual's width, becomes x of the embeddings'. */
+static void project_out(const struct forward *f, int rows)
+{
+    const struct ops *ops = f->ops;
+    int n = f->spec->embed_width;
+    ops->linear(f->device, f->sub, weights_matrix(f->weights, SLOT_PROJECT_OUT, -1), f->x, rows);
+    ops->residual(f->device, f->h, f->sub, rows, n);
+    ops->add_norm(f->device, f->x, f->h, NULL, 1, NULL, rows, n);
+}
+
+void forward_run(const struct forward *f, int n_tokens)
+{
+    embed(f, n_tokens);
+    if (f->spec->post_norm)
+        run_post_norm(f, n_tokens);
+    else
+        run_pre_norm(f, n_tokens);
+    if (f->spec->embed_width)
+        project_out(f, n_tokens);
 }

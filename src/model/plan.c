@@ -20,6 +20,8 @@ static bool has_row(const struct model_spec *s, const struct tensor_row *row, in
     have |= s->other_names ? WHEN_OTHER_NAME : WHEN_ONE_NAME;
     have |= s->shared_ffn ? WHEN_SHARED : 0;
     have |= s->shared_gate ? WHEN_SHARED_GATE : 0;
+    have |= s->no_final_norm ? 0 : WHEN_FINAL_NORM;
+    have |= s->embed_width ? WHEN_PROJECTED : 0;
     return (have & row->when) == row->when;
 }
 
@@ -40,7 +42,7 @@ static int times(const struct model_spec *s, const struct tensor_row *row)
 
 /* The head of a decoder that classifies. */
 static const struct tensor_row score_rows[] = {
-    ROW("score.weight", SLOT_HEAD_OUT, DIM_LABELS, DIM_HIDDEN),
+    ROW("score.weight", SLOT_HEAD_OUT, DIM_LABELS, DIM_EMBED),
     {0},
 };
 

@@ -95,9 +95,9 @@ static void classify(struct pooling *p, const struct model_spec *s, const struct
     float *out = p->out;
     if (h->dense) /* its row fits: out has room for one of hidden values */
         head_dense(p->sum, out, s, h);
-    int n = s->pool.n_labels;
+    int n = s->pool.n_labels, width = spec_dim(s, DIM_EMBED);
     for (int i = 0; i < n; i++)
-        out[i] = (float)(dot(h->out + (size_t)i * (size_t)s->hidden, p->sum, s->hidden) +
+        out[i] = (float)(dot(h->out + (size_t)i * (size_t)width, p->sum, width) +
                          (h->out_bias ? (double)h->out_bias[i] : 0));
     bool sigmoids = s->pool.head_out == HEAD_SIGMOIDS || n == 1;
     if (!p->activate || s->pool.head_out == HEAD_PLAIN)

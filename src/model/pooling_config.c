@@ -223,9 +223,9 @@ static void read_matryoshka(struct model_spec *s, const struct config *c)
     }
     for (size_t i = 0; i < n; i++) {
         json_int_t v = json_integer_value(json_array_get(list, i));
-        if (v < 1 || v > s->hidden)
+        if (v < 1 || v > spec_dim(s, DIM_EMBED))
             config_fail(c, "matryoshka_dimensions: every entry must be between 1 and %d",
-                        s->hidden);
+                        spec_dim(s, DIM_EMBED));
         else
             s->pool.dims[s->pool.n_dims++] = (int)v;
     }
@@ -258,7 +258,7 @@ static void apply_key(struct model_spec *s, const struct config *c, const char *
         if (s->pool.classify && !s->pool.normalize)
             s->pool.head_out = HEAD_PLAIN;
     } else if (!strcmp(key, "dimensions")) {
-        s->pool.dimensions = config_int(c, key, 0, 1, s->hidden);
+        s->pool.dimensions = config_int(c, key, 0, 1, spec_dim(s, DIM_EMBED));
     } else if (!strcmp(key, "task")) {
         set_task(s, c, config_string(c, key, ""));
     } else {

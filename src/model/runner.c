@@ -74,7 +74,8 @@ enum { POOL_ROWS = 64 }; /* hidden states that are fetched at once */
 static enum sl_status fetch_hidden(struct runner *r, int row, int n, const float **out,
                                    struct sl_err *err)
 {
-    size_t hidden = (size_t)r->spec->hidden, act = r->ops->act_bytes, count = (size_t)n * hidden;
+    size_t hidden = (size_t)spec_dim(r->spec, DIM_EMBED), act = r->ops->act_bytes,
+           count = (size_t)n * hidden;
     const char *x = (const char *)r->forward.x + (size_t)row * hidden * act;
     *out = (const float *)x;
     if (!r->ops->fetch)
@@ -103,7 +104,7 @@ static enum sl_status pool_rows(struct runner *r, const struct batch *b, struct 
             enum sl_status st = fetch_hidden(r, row->row + at, n, &hidden, err);
             if (st)
                 return st;
-            pool_take(p, hidden, b->pos[row->row + at], n, r->spec->hidden);
+            pool_take(p, hidden, b->pos[row->row + at], n, spec_dim(r->spec, DIM_EMBED));
             at += n;
         }
         if (p->n_done == row->seq->n_prompt)
@@ -383,7 +384,14 @@ static enum sl_status check_features(const struct runner_config *cfg, struct sl_
     needs |= s->has_qk_norm && s->qk_norm != QK_NORM_HEAD ? OPS_QK_NORM_KINDS : 0;
     needs |= s->no_pre_norm ? OPS_NO_NORM : 0;
     needs |= s->n_experts ? OPS_MOE : 0;
-    needs |= s->post_norm ? OPS_ENCODER : 0;
+    needs |= s->post_norm || s->embed_width ? OPS_ENCODER : 0;
+    needs |= s->no_final_norm || s->embed_width ? OPS_NO_NORM : 0;
+    int head_max = cfg->ops->head_dim_max;
+    if (head_max && s->head_dim > head_max)
+        return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "device",
+                             "%s: its attention heads have %d values; device %s takes multiples "
+                             "of 8 up to %d",
+                             s->architecture, s->head_dim, cfg->ops->name, head_max);
     if (needs & ~cfg->ops->features)
         return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "device", "%s does not run on device %s yet",
                              s->architecture, cfg->ops->name);
@@ -564,7 +572,8 @@ static enum sl_status take_buffers(struct runner *r, const struct batch_limits *
     if (st)
         return st;
     if (r->spec->pool.only && r->ops->fetch &&
-        !(r->hidden = mem_alloc((size_t)POOL_ROWS * (size_t)r->spec->hidden, sizeof *r->hidden)))
+        !(r->hidden = mem_alloc((size_t)POOL_ROWS * (size_t)spec_dim(r->spec, DIM_EMBED),
+                                sizeof *r->hidden)))
         return SL_FAIL(err, SL_ENOMEM, "no memory for hidden states");
     if ((r->logits_rows == limits->max_logits && !r->draw) || r->spec->pool.only)
         return SL_OK;

@@ -69,7 +69,9 @@ struct model_spec {
     bool both_ways;   /* a position sees the later ones too: an encoder */
     bool parallel;    /* h + attention(norm(h)) + mlp(norm'(h)), one addition after the other */
     bool one_norm;    /* parallel: the MLP reads attention's input */
-    bool other_names; /* the family's second set of tensor names */
+    bool other_names; /* the family's second set of tensor names, or of their places */
+    bool no_final_norm;
+    int embed_width; /* of the token table, with a matrix from it and one back; 0: hidden, none */
 
     bool qkv_bias, o_bias, has_qk_norm;
     enum qk_norm qk_norm;
@@ -105,6 +107,8 @@ enum slot {
     SLOT_POSITIONS,
     SLOT_TYPES, /* added by token type */
     SLOT_LM_HEAD,
+    SLOT_PROJECT_IN, /* embeddings to the residual's width */
+    SLOT_PROJECT_OUT,
     SLOT_QKV, /* parts 0, 1, 2: stacked by rows */
     SLOT_O,
     SLOT_GATE_UP, /* parts 0, 1; plain MLP: only up */
@@ -133,8 +137,8 @@ enum slot {
 static inline bool slot_is_layer(enum slot s)
 {
     return s != SLOT_EMBED && s != SLOT_POSITIONS && s != SLOT_TYPES && s != SLOT_LM_HEAD &&
-           s != SLOT_HEAD_DENSE && s != SLOT_HEAD_OUT && s != SLOT_FINAL_NORM &&
-           s != SLOT_EMBED_NORM;
+           s != SLOT_PROJECT_IN && s != SLOT_PROJECT_OUT && s != SLOT_HEAD_DENSE &&
+           s != SLOT_HEAD_OUT && s != SLOT_FINAL_NORM && s != SLOT_EMBED_NORM;
 }
 
 /* Sizes by name, so that a family's table needs no code. */
@@ -142,6 +146,7 @@ enum dim {
     DIM_1, /* as cols: a vector */
     DIM_ONE_ROW,
     DIM_HIDDEN,
+    DIM_EMBED, /* of the token table and of final hidden states */
     DIM_VOCAB,
     DIM_FFN,
     DIM_2_FFN,
@@ -173,7 +178,9 @@ enum when {
     WHEN_SHARED_GATE = 512,
     WHEN_ONE_NAME = 1024, /* not other_names */
     WHEN_OTHER_NAME = 2048,
-    WHEN_CLASSIFY = 4096
+    WHEN_CLASSIFY = 4096,
+    WHEN_FINAL_NORM = 8192,
+    WHEN_PROJECTED = 16384 /* embed_width is set */
 };
 
 /* Tensors that a row stands for; "%e" in its name is the index. */
@@ -219,10 +226,10 @@ struct family {
 
 extern const struct family family_llama, family_mistral, family_qwen2, family_qwen3, family_smollm3,
     family_granite, family_olmo2, family_phi3, family_gemma, family_gemma2, family_gemma3,
-    family_gpt2, family_opt, family_gptneox, family_falcon, family_stablelm, family_mixtral,
-    family_qwen2moe, family_qwen3moe, family_bert, family_bert_mlm, family_bert_score,
-    family_roberta, family_roberta_mlm, family_roberta_score, family_xlmr, family_xlmr_mlm,
-    family_xlmr_score, family_distilbert, family_distilbert_score;
+    family_gpt2, family_opt, family_gptneox, family_falcon, family_refinedweb, family_stablelm,
+    family_mixtral, family_qwen2moe, family_qwen3moe, family_bert, family_bert_mlm,
+    family_bert_score, family_roberta, family_roberta_mlm, family_roberta_score, family_xlmr,
+    family_xlmr_mlm, family_xlmr_score, family_distilbert, family_distilbert_score;
 
 /* pooling_config.c: how this model's hidden states are pooled, from the folder's
  * sentence-transformers files, config.json and what the caller asks for; s->pool.only is set. */

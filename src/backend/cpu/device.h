@@ -17,8 +17,9 @@
 #include "backend/cpu/pool.h"
 
 enum {
-    SLAB_ROWS = 512, /* rows of activations packed at a time: more are done in turns */
-    ATTN_ROWS = 64,  /* (position, head) rows that one attention item computes together */
+    SLAB_ROWS = 512,    /* rows of activations packed at a time: more are done in turns */
+    ATTN_ROWS = 64,     /* (position, head) rows that one attention item computes together */
+    HEAD_DIM_MAX = 512, /* longer sums of 16-bit queries times 8-bit keys leave 32 bits */
     ROPE_TABLES = 4
 };
 

@@ -12,8 +12,6 @@
 #include <math.h>
 #include <string.h>
 
-enum { HEAD_DIM_MAX = 512 };
-
 /* ---- memory --------------------------------------------------------------------------------- */
 
 static size_t element_bytes(enum wformat f)

@@ -29,10 +29,13 @@ static void embed_row(void *ctx, int r, int thread)
 {
     const struct embed_job *j = ctx;
     const struct batch *b = j->d->batch;
-    int n = j->e->cols;
+    int n = (j->e ? j->e : j->p)->cols;
     float *h = j->h + (size_t)r * n;
     (void)thread;
-    weight_read_row(j->e, b->token[r], h);
+    if (j->e)
+        weight_read_row(j->e, b->token[r], h);
+    else
+        memset(h, 0, (size_t)n * sizeof *h);
     for (int i = 0; i < n && j->scale != 1; i++)
         h[i] *= j->scale;
     if (!j->p)
@@ -50,7 +53,7 @@ void cpu_embed(struct device *d, float *h, const struct weight *e, float scale,
                const struct weight *p, int pos_offset)
 {
     struct embed_job j = {d, h, e, p, scale, pos_offset};
-    each_row(d, d->batch->n_tokens, e->cols, embed_row, &j);
+    each_row(d, d->batch->n_tokens, (e ? e : p)->cols, embed_row, &j);
 }
 
 struct types_job {

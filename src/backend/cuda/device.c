@@ -259,8 +259,8 @@ struct norm_args norm_args(const struct norm *n)
 static void cuda_embed(struct device *d, float *h, const struct weight *e, float scale,
                        const struct weight *p, int pos_offset)
 {
-    launch_embed(d->stream, h, e->data, &d->arrays[0], e->cols, scale, p ? p->data : NULL,
-                 pos_offset);
+    launch_embed(d->stream, h, e ? e->data : NULL, &d->arrays[0], (e ? e : p)->cols, scale,
+                 p ? p->data : NULL, pos_offset);
     cuda_note(d, "embed");
 }
 
@@ -495,6 +495,7 @@ static const struct ops cuda_ops = {
     .name = "cuda",
     .act_bytes = 2,
     .features = OPS_QK_NORM_KINDS | OPS_NO_NORM,
+    .head_dim_max = 256,
     .alloc = cuda_alloc,
     .free = cuda_free,
     .supports = cuda_supports,

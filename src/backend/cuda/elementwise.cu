@@ -26,7 +26,7 @@ __global__ void embed_kernel(float *h, const bf16 *table, struct step_arrays a, 
         a.seen[a.seen_slot[r]] = id;
     size_t token = (size_t)id;
     for (int i = threadIdx.x; i < n; i += blockDim.x) {
-        float v = to_f(table[token * n + i]) * scale;
+        float v = table ? to_f(table[token * n + i]) * scale : 0;
         if (pos_table)
             v += to_f(pos_table[p * n + i]);
         h[r * n + i] = v;

@@ -31,11 +31,11 @@ void ref_embed(struct device *d, float *h, const struct weight *e, float scale,
                const struct weight *p, int pos_offset)
 {
     const struct batch *b = d->batch;
-    size_t n = (size_t)e->cols;
+    size_t n = (size_t)(e ? e : p)->cols;
     for (int r = 0; r < b->n_tokens; r++) {
-        SL_ASSERT(b->token[r] >= 0 && b->token[r] < e->rows);
+        SL_ASSERT(!e || (b->token[r] >= 0 && b->token[r] < e->rows));
         for (size_t i = 0; i < n; i++) {
-            float v = ref_get(e->data, e->format, (size_t)b->token[r] * n + i) * scale;
+            float v = e ? ref_get(e->data, e->format, (size_t)b->token[r] * n + i) * scale : 0;
             if (p)
                 v += ref_get(p->data, p->format, (size_t)(b->pos[r] + pos_offset) * n + i);
             h[(size_t)r * n + i] = v;

@@ -31,7 +31,8 @@ from transformers.models.falcon import modeling_falcon as falcon
 HERE = pathlib.Path(__file__).parent
 VOCAB = 96
 LENGTHS = (3, 17, 70)  # the last one crosses blocks of 16 and windows of 20
-OTHER_LENGTHS = {'phi3-long': (17, 40, 70)}  # longer than its original context
+# Longer than their original context.
+OTHER_LENGTHS = dict.fromkeys(('phi3-long', 'phi3-long-v4', 'phi3-partial'), (17, 40, 70))
 N_GREEDY = 12
 
 BASE = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
@@ -55,16 +56,28 @@ MODELS = {
     'llama-linear-v4': lambda: tf.LlamaConfig(**base(rope_parameters=rope('linear', factor=2.0))),
     'llama-yarn': lambda: tf.LlamaConfig(**base(rope_parameters=rope(
         'yarn', factor=4.0, original_max_position_embeddings=32))),
+    'llama-head-dim': lambda: tf.LlamaConfig(**base(head_dim=24, num_key_value_heads=1)),
+    'llama-rope3-v4': lambda: MODELS['llama-rope3'](),
+    'llama-yarn-v4': lambda: MODELS['llama-yarn'](),
     'llama-dynamic': lambda: tf.LlamaConfig(**base(rope_parameters=rope('dynamic', factor=2.0))),
     'mistral-window': lambda: tf.MistralConfig(**base(sliding_window=20, head_dim=16)),
     'qwen2': lambda: tf.Qwen2Config(**base(use_sliding_window=True, sliding_window=20,
                                            max_window_layers=1)),
+    'qwen2-v4': lambda: MODELS['qwen2'](),
+    'qwen3-window': lambda: tf.Qwen3Config(**base(
+        head_dim=16, use_sliding_window=True, sliding_window=20, max_window_layers=2)),
     'qwen3': lambda: tf.Qwen3Config(**base(head_dim=16, tie_word_embeddings=True)),
     'qwen3-bias': lambda: tf.Qwen3Config(**base(head_dim=8, attention_bias=True)),
     'gemma': lambda: tf.GemmaConfig(**base(head_dim=16, num_key_value_heads=1)),
     'gemma2': lambda: tf.Gemma2Config(**base(
         head_dim=16, sliding_window=20, query_pre_attn_scalar=24, num_hidden_layers=4,
         attn_logit_softcapping=3.0, final_logit_softcapping=5.0)),
+    'gemma2-v4': lambda: MODELS['gemma2'](),
+    'gemma3-v4': lambda: tf.Gemma3TextConfig(**base(
+        head_dim=16, sliding_window=20, query_pre_attn_scalar=24, num_hidden_layers=4,
+        layer_types=['sliding_attention', 'full_attention'] * 2,
+        rope_parameters={'full_attention': rope('linear', 100000.0, factor=8.0),
+                         'sliding_attention': rope('default', 10000.0)})),
     'gemma3': lambda: tf.Gemma3TextConfig(**base(
         head_dim=16, sliding_window=20, query_pre_attn_scalar=24, num_hidden_layers=4,
         layer_types=['sliding_attention', 'sliding_attention', 'full_attention',
@@ -72,6 +85,13 @@ MODELS = {
         rope_parameters={'full_attention': rope('linear', 100000.0, factor=8.0),
                          'sliding_attention': rope('default', 10000.0)})),
     'phi3': lambda: tf.Phi3Config(**base(partial_rotary_factor=1.0)),
+    'phi3-window': lambda: tf.Phi3Config(**base(sliding_window=20, partial_rotary_factor=1.0)),
+    'phi3-partial': lambda: tf.Phi3Config(**base(
+        original_max_position_embeddings=16, tie_word_embeddings=True, hidden_size=64,
+        rope_parameters=rope('longrope', short_factor=[1.0] * 4,
+                             long_factor=[1.0, 1.5, 2.5, 4.0],
+                             original_max_position_embeddings=16, partial_rotary_factor=0.5))),
+    'phi3-long-v4': lambda: MODELS['phi3-long'](),
     'phi3-long': lambda: tf.Phi3Config(**base(
         original_max_position_embeddings=16,
         rope_parameters=rope('longrope', short_factor=[1.0] * 4,
@@ -89,7 +109,19 @@ MODELS = {
                                 word_embed_proj_dim=32, bos_token_id=1, eos_token_id=2,
                                 pad_token_id=None),
     'opt-bin': lambda: MODELS['opt'](),
+    'opt-350m': lambda: tf.OPTConfig(vocab_size=VOCAB, hidden_size=32, ffn_dim=48,
+                                     num_hidden_layers=3, num_attention_heads=4,
+                                     max_position_embeddings=128, word_embed_proj_dim=24,
+                                     do_layer_norm_before=False, bos_token_id=1, eos_token_id=2,
+                                     pad_token_id=None),
+    'opt-plain': lambda: tf.OPTConfig(vocab_size=VOCAB, hidden_size=32, ffn_dim=48,
+                                      num_hidden_layers=2, num_attention_heads=4,
+                                      max_position_embeddings=128, word_embed_proj_dim=40,
+                                      enable_bias=False, _remove_final_layer_norm=True,
+                                      activation_function='gelu', tie_word_embeddings=False,
+                                      bos_token_id=1, eos_token_id=2, pad_token_id=None),
     'neox': lambda: tf.GPTNeoXConfig(**base(rotary_pct=0.5, hidden_size=64, num_key_value_heads=4)),
+    'neox-v4': lambda: MODELS['neox'](),
     'neox-serial': lambda: tf.GPTNeoXConfig(**base(
         rotary_pct=1.0, use_parallel_residual=False, num_key_value_heads=4)),
     'falcon-7b': lambda: tf.FalconConfig(
@@ -100,6 +132,11 @@ MODELS = {
         vocab_size=VOCAB, hidden_size=64, num_hidden_layers=3, num_attention_heads=8,
         num_kv_heads=2, bias=False, alibi=False, new_decoder_architecture=True, bos_token_id=1,
         eos_token_id=2),
+    'falcon-7b-old': lambda: MODELS['falcon-7b'](),
+    'falcon-11b': lambda: tf.FalconConfig(
+        vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, num_attention_heads=8,
+        num_kv_heads=4, bias=False, alibi=False, new_decoder_architecture=True,
+        num_ln_in_parallel_attn=1, ffn_hidden_size=96, bos_token_id=1, eos_token_id=2),
     'falcon-40b-old': lambda: MODELS['falcon-40b'](),
     'falcon-rw': lambda: tf.FalconConfig(
         vocab_size=VOCAB, hidden_size=48, num_hidden_layers=3, num_attention_heads=6,
@@ -109,12 +146,16 @@ MODELS = {
                                                  use_qkv_bias=True)),
     'stablelm-parallel': lambda: tf.StableLmConfig(**base(
         partial_rotary_factor=0.5, hidden_size=64, use_parallel_residual=True, qk_layernorm=True)),
+    'stablelm-v4': lambda: MODELS['stablelm'](),
     'granite': lambda: tf.GraniteConfig(**base(
         embedding_multiplier=3.0, residual_multiplier=0.4, logits_scaling=2.5,
         attention_multiplier=0.2)),
     'olmo2': lambda: tf.Olmo2Config(**base()),
     'smollm3': lambda: tf.SmolLM3Config(**base(num_hidden_layers=4, no_rope_layers=[1, 0, 1, 1],
                                                layer_types=['full_attention'] * 4)),
+    'smollm3-v4': lambda: MODELS['smollm3'](),
+    'mixtral-window': lambda: tf.MixtralConfig(**base(
+        num_hidden_layers=2, num_local_experts=3, num_experts_per_tok=1, sliding_window=20)),
     'mixtral': lambda: tf.MixtralConfig(**base(num_local_experts=4, num_experts_per_tok=2,
                                                sliding_window=None)),
     'qwen2-moe': lambda: tf.Qwen2MoeConfig(**base(
@@ -153,23 +194,42 @@ def rewrite_v4(path):
     """The same config as transformers 4 wrote it."""
     c = json.loads(path.read_text())
     r = c.pop('rope_parameters')
-    c['rope_theta'] = r.pop('rope_theta')
-    c['rope_scaling'] = {'type': r.pop('rope_type'), **r}
+    if 'full_attention' in r:  # Gemma 3
+        c['rope_local_base_freq'] = r['sliding_attention']['rope_theta']
+        r = r['full_attention']
+        c['sliding_window_pattern'] = 2
+    names = {'gpt_neox': ('rotary_pct', 'rotary_emb_base')}.get(
+        c['model_type'], ('partial_rotary_factor', 'rope_theta'))
+    for new, old in zip(('partial_rotary_factor', 'rope_theta'), names):
+        if new in r:
+            c[old] = r.pop(new)
+    kind = r.pop('rope_type')
+    by = 'rope_type' if kind == 'llama3' else 'type'
+    c['rope_scaling'] = None if kind == 'default' else {by: kind, **r}
+    if kind == 'longrope':  # it stands beside
+        c['rope_scaling'].pop('original_max_position_embeddings')
+    for key in ('layer_types', '_sliding_window_pattern'):
+        c.pop(key, None)
     c['torch_dtype'] = c.pop('dtype')
     c['transformers_version'] = '4.40.0'
     path.write_text(json.dumps(c, indent=2) + '\n')
 
 
 def rewrite_old_falcon(path):
-    """Falcon's sizes as its first configs called them."""
+    """Falcon's config as its first checkpoints had it, with their code's class name."""
     c = json.loads(path.read_text())
     for new, old in (('num_hidden_layers', 'n_layer'), ('num_attention_heads', 'n_head'),
                      ('num_kv_heads', 'n_head_kv')):
         c[old] = c.pop(new)
+    if not c['new_decoder_architecture']:
+        c.pop('n_head_kv')
     for key in ('new_decoder_architecture', 'rope_parameters', 'ffn_hidden_size',
                 'num_ln_in_parallel_attn', 'max_position_embeddings'):
         c.pop(key)
     c['torch_dtype'] = c.pop('dtype')
+    if c['multi_query']:
+        c['architectures'] = ['RWForCausalLM']
+        c['auto_map'] = {'AutoModelForCausalLM': 'modelling_RW.RWForCausalLM'}
     path.write_text(json.dumps(c, indent=1) + '\n')
 
 
@@ -257,7 +317,7 @@ def make(name):
     tidy(out / 'config.json')
     if name.endswith('-v4'):
         rewrite_v4(out / 'config.json')
-    if name == 'falcon-40b-old':
+    if name.startswith('falcon') and name.endswith('-old'):
         rewrite_old_falcon(out / 'config.json')
     g = torch.Generator().manual_seed(seed + 1)
     golden, routers = {}, Routers(model)
