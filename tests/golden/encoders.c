@@ -1,9 +1,11 @@
 /* Encoders, embeddings and classification heads against transformers: the tiny checkpoints in
- * tests/golden/encoders (made by make.py there), through the engine, on each device; and the same
- * bits alone or in a batch, on one thread or two.
+ * tests/golden/encoders (made by make.py there), through the engine, on each device, the CPU at
+ * each of its levels; and the same bits alone or in a batch, on one thread or two.
  * SPDX-License-Identifier: Apache-2.0 */
+#include "backend/cpu/isa.h"
 #include "model/safetensors.h"
 #include "sluice.h"
+#include "support/drive.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -227,6 +229,15 @@ static void run_way(enum sl_device device, enum sl_dtype dtype, double tolerance
     }
 }
 
+static void run_cpu_way(enum sl_dtype dtype, double tolerance)
+{
+    for (enum cpu_isa isa = ISA_PLAIN; isa <= cpu_isa_detect(); isa++) {
+        print_message("%s kernels\n", cpu_isa_name(isa));
+        assert_true(cpu_isa_limit(cpu_isa_name(isa)));
+        run_way(SL_DEVICE_CPU, dtype, tolerance);
+    }
+}
+
 static void ref_f32(void **state)
 {
     (void)state;
@@ -236,20 +247,18 @@ static void ref_f32(void **state)
 static void cpu_f32(void **state)
 {
     (void)state;
-    run_way(SL_DEVICE_CPU, SL_DTYPE_F32, 2e-4);
+    run_cpu_way(SL_DTYPE_F32, 2e-4);
 }
 
-/* bf16: as tests/golden/families.c derives it, of three layers. */
 static void cpu_bf16(void **state)
 {
     (void)state;
-    run_way(SL_DEVICE_CPU, SL_DTYPE_BF16, 4 * sqrt(10 * 3 + 2) / 512);
+    run_cpu_way(SL_DTYPE_BF16, drive_bf16_bound(3, HIDDEN));
 }
 
 /* The same bits alone, with others, and on another number of threads. */
-static void invariance(void **state)
+static void same_bits(void)
 {
-    (void)state;
     for (int i = 0; i < N_NAMES; i++) {
         struct golden g;
         float alone[MAX_PROMPTS][HIDDEN];
@@ -279,6 +288,15 @@ static void invariance(void **state)
         }
         sl_engine_destroy(&e);
         safetensors_close(&g.file);
+    }
+}
+
+static void invariance(void **state)
+{
+    (void)state;
+    for (enum cpu_isa isa = ISA_PLAIN; isa <= cpu_isa_detect(); isa++) {
+        assert_true(cpu_isa_limit(cpu_isa_name(isa)));
+        same_bits();
     }
 }
 

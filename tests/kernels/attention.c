@@ -265,6 +265,42 @@ static void check_against_plain(const struct world *w, enum cpu_isa isa)
     }
 }
 
+/* Every head size that the CPU takes: rows against the plain loop, and the same bits one by one. */
+static void head_size(enum cpu_isa isa, int hd, enum wformat kv)
+{
+    struct world w = {.n_seqs = 2, .len = {45, 7}};
+    w.s = (struct shape){.block_size = 16, .kv = kv};
+    w.s.a = (struct attn_spec){.n_heads = 3,
+                               .n_kv_heads = 1,
+                               .head_dim = hd,
+                               .scale = 1 / sqrtf((float)hd),
+                               .window = hd % 16 ? 20 : 0,
+                               .causal = true};
+    make_inputs(&w);
+    compute(&w, 2, MAX_LEN, true);
+    check_against_plain(&w, isa);
+    size_t bytes = (size_t)w.len[0] * w.out_width * 4;
+    float *want = mem_alloc(1, bytes);
+    memcpy(want, w.out[0], bytes);
+    compute(&w, 1, 1, true);
+    if (memcmp(want, w.out[0], bytes))
+        fail_msg("%s, kv %d: heads of %d differ one by one", cpu_isa_name(isa), (int)kv, hd);
+    mem_free(want);
+    free_inputs(&w);
+}
+
+static void every_head_size(void **state)
+{
+    (void)state;
+    EACH_ISA(isa, ISA_PLAIN)
+    {
+        assert_true(cpu_isa_limit(cpu_isa_name(isa)));
+        for (int hd = 8; hd <= 512; hd += 8)
+            for (int kv = W_F32; kv <= W_I8; kv++)
+                head_size(isa, hd, (enum wformat)kv);
+    }
+}
+
 static const float slopes[8] = {0.5f, 0.25f, 0.125f, 0.0625f, 0.03f, 0.015f, 0.007f, 0.004f};
 
 static void matches_plain(void **state)
@@ -407,6 +443,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(matches_plain),
+        cmocka_unit_test(every_head_size),
         cmocka_unit_test(rows_do_not_see_their_step),
         cmocka_unit_test(later_tokens_are_not_seen),
     };

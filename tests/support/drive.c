@@ -281,6 +281,13 @@ void drive_prefill(struct drive *d, struct drive_seq *s, int chunk, drive_logits
     }
 }
 
+double drive_bf16_bound(int n_layers, int width)
+{
+    const double bf16 = 1.0 / 512, f32 = 1.0 / (1 << 24);
+    double k = 10.0 * n_layers + 2;
+    return 4 * (bf16 * sqrt(k) + f32 * sqrt(k * width));
+}
+
 double drive_logprob(const float *logits, int vocab, int32_t token)
 {
     double top = -INFINITY, sum = 0;

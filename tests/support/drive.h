@@ -59,6 +59,12 @@ void drive_prefill(struct drive *d, struct drive_seq *s, int chunk, drive_logits
  * with experts. NULL: all choose. The list is borrowed. */
 void drive_force_experts(struct drive *d, const int32_t *experts, int n_pos);
 
+/* How far a model in bf16 may be from f32, as a share of the largest logit: 4 eps sqrt(k), as for
+ * every kernel here. k roundings to bf16 follow each other, ten a layer (two norms, q k v, scores'
+ * and values' operands, the projection, the MLP's three) and two at the ends; sums of `width`
+ * products in f32 add the same with f32's eps. */
+double drive_bf16_bound(int n_layers, int width);
+
 /* ln p(token), in double. */
 double drive_logprob(const float *logits, int vocab, int32_t token);
 int32_t drive_argmax(const float *logits, int vocab);
