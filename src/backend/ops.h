@@ -25,6 +25,9 @@
 
 enum { ATTN_CHUNK = 256 };
 
+/* W_FP8: e4m3 with a scale for each output; a product's input rows become e4m3 too, each with a
+ * scale of its own (base/fp8.h), and an output is the sum of codes times both scales. As a KV
+ * format: e4m3 with a scale for each position and head. */
 enum wformat { W_F32, W_F16, W_BF16, W_I8, W_I4, W_FP8 };
 
 /* A prepared weight matrix, [rows = outputs, cols = inputs], in the layout that the device's kernel
@@ -44,7 +47,8 @@ struct weight_source {
     enum sl_dtype dtype; /* F32, F16 or BF16 */
     int n_parts;
     struct {
-        const void *data; /* [rows, cols] row-major, mapped; NULL: the device makes it up */
+        const void *data;   /* [rows, cols] row-major, mapped; NULL: the device makes it up */
+        const float *scale; /* [rows]: data is e4m3 and times this; or NULL (then all are) */
         int rows;
         uint64_t made_up_key; /* of model/dummy.c, with it the width that values are within */
         float made_up_width;
@@ -118,7 +122,8 @@ enum ops_feature {
     OPS_QK_NORM_KINDS = 1, /* other than QK_NORM_HEAD */
     OPS_NO_NORM = 2,       /* add_norm with x and without norm */
     OPS_MOE = 4,
-    OPS_ENCODER = 8 /* embed_types and residual */
+    OPS_ENCODER = 8, /* embed_types and residual */
+    OPS_FP8 = 16     /* W_FP8 weights */
 };
 
 struct ops {
@@ -198,6 +203,9 @@ struct ops {
      * are host memory. */
     SL_MUST_CHECK enum sl_status (*fetch)(struct device *d, void *host, const void *from,
                                           size_t bytes, struct sl_err *err);
+
+    /* What a step of max_tokens rows takes beside activations. NULL: nothing. Weights are there. */
+    size_t (*step_bytes)(struct device *d, int max_tokens);
 
     /* A device that draws tokens by itself; NULL elsewhere. It has a token table for rows whose
      * token is TOKEN_FROM_TABLE, and keeps the tokens that it embeds, so up to `depth` steps may be

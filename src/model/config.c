@@ -468,6 +468,7 @@ static void read_spec(struct model_spec *s, const struct config *c, const char *
     s->rms = true;
     s->embed_scale = s->residual_scale = s->logit_scale = 1;
     read_dtype(s, c);
+    config_quantization(s, c);
     s->family->read(s, c);
     if (*c->st)
         return;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "model/loader.h"
 
-#include "base/half.h"
+#include "base/fp8.h"
 #include "model/plan.h"
 
 #include <math.h>
@@ -32,9 +32,12 @@ static size_t dtype_bytes(enum sl_dtype t)
     return t == SL_DTYPE_F32 ? 4 : 2;
 }
 
+/* F8_E4M3 is widened to f32, unless its codes are handed on. */
 static enum sl_dtype from_st(enum st_dtype t)
 {
-    return t == ST_F32 ? SL_DTYPE_F32 : t == ST_F16 ? SL_DTYPE_F16 : SL_DTYPE_BF16;
+    if (t == ST_F32 || t == ST_F8_E4M3)
+        return SL_DTYPE_F32;
+    return t == ST_F16 ? SL_DTYPE_F16 : SL_DTYPE_BF16;
 }
 
 /* ---- looking for NaN and Inf --------------------------------------------------------------- */
@@ -57,8 +60,10 @@ static enum sl_dtype from_st(enum st_dtype t)
         return i;                                                    \
     }
 
+typedef uint8_t e4m3_bits;
 typedef uint16_t bf16_bits, f16_bits;
 typedef uint32_t f32_word;
+FIRST_NOT_FINITE(e4m3_bits, 0x7f)
 FIRST_NOT_FINITE(bf16_bits, 0x7f80)
 FIRST_NOT_FINITE(f16_bits, 0x7c00)
 FIRST_NOT_FINITE(f32_word, 0x7f800000u)
@@ -68,6 +73,16 @@ size_t first_not_finite(const void *data, enum sl_dtype dtype, size_t n)
     if (dtype == SL_DTYPE_F32)
         return first_bad_f32_word(data, n);
     return dtype == SL_DTYPE_F16 ? first_bad_f16_bits(data, n) : first_bad_bf16_bits(data, n);
+}
+
+static enum sl_status check_finite(const struct load *l, const struct plan_tensor *t, size_t bad)
+{
+    size_t n = (size_t)t->rows * (size_t)t->cols;
+    size_t width = (size_t)(t->row->layout == TRANSPOSED ? t->rows : t->cols);
+    if (bad == n)
+        return SL_OK;
+    return SL_FAIL(l->err, SL_EFORMAT, "%s: tensor '%s' holds NaN or Inf (first at [%zu, %zu])",
+                   t->found->file, t->name, bad / width, bad % width);
 }
 
 /* ---- staging ------------------------------------------------------------------------------- */
@@ -182,6 +197,51 @@ static enum sl_status make_up(const struct load *l, struct staging *s, const str
     return SL_OK;
 }
 
+/* The scale of each row of an F8_E4M3 tensor. */
+static enum sl_status fetch_scales(const struct load *l, struct staging *s,
+                                   const struct plan_tensor *t, const float **out)
+{
+    const struct st_tensor *f = t->scale;
+    size_t n = f->bytes / dtype_bytes(from_st(f->dtype)), rows = (size_t)t->rows;
+    void *temp;
+    enum sl_status st = new_temp(l, s, rows, sizeof(float), &temp);
+    if (st)
+        return st;
+    float *scale = temp;
+    widen(scale, f->data, from_st(f->dtype), n);
+    for (size_t r = n; r < rows; r++)
+        scale[r] = scale[0];
+    for (size_t r = 0; r < rows; r++)
+        if (!isfinite(scale[r]))
+            return SL_FAIL(l->err, SL_EFORMAT, "%s: tensor '%s' holds NaN or Inf", f->file,
+                           f->name);
+    *out = scale;
+    return SL_OK;
+}
+
+/* An F8_E4M3 tensor as f32. */
+static enum sl_status fetch_widened(const struct load *l, struct staging *s,
+                                    const struct plan_tensor *t, const void **out)
+{
+    size_t rows = (size_t)t->rows, cols = (size_t)t->cols;
+    const uint8_t *code = t->found->data;
+    const float *scale = NULL;
+    void *temp = NULL;
+    enum sl_status st = check_finite(l, t, first_bad_e4m3_bits(code, rows * cols));
+    if (st == SL_OK)
+        st = fetch_scales(l, s, t, &scale);
+    if (st == SL_OK)
+        st = new_temp(l, s, rows * cols, sizeof(float), &temp);
+    if (st)
+        return st;
+    float *value = temp;
+    for (size_t r = 0; r < rows; r++)
+        for (size_t c = 0; c < cols; c++)
+            value[r * cols + c] = e4m3_f32(code[r * cols + c]) * scale[r];
+    *out = value;
+    return SL_OK;
+}
+
 /* A tensor of the checkpoint as aligned values of `dtype`: in place when it is so already. */
 static enum sl_status fetch(const struct load *l, struct staging *s, const struct plan_tensor *t,
                             enum sl_dtype dtype, const void **out)
@@ -190,6 +250,8 @@ static enum sl_status fetch(const struct load *l, struct staging *s, const struc
     enum sl_dtype has = from_st(f->dtype);
     size_t n = (size_t)t->rows * (size_t)t->cols;
     const void *data = f->data;
+    if (t->scale)
+        return fetch_widened(l, s, t, out);
     if (has != dtype || (uintptr_t)data % dtype_bytes(has)) {
         void *copy;
         enum sl_status st = new_temp(l, s, n, dtype_bytes(dtype), &copy);
@@ -201,14 +263,8 @@ static enum sl_status fetch(const struct load *l, struct staging *s, const struc
             widen(copy, data, has, n); /* mixed dtypes meet in f32 */
         data = copy;
     }
-    size_t bad = first_not_finite(data, dtype, n), width = (size_t)t->cols;
-    if (t->row->layout == TRANSPOSED)
-        width = (size_t)t->rows;
-    if (bad < n)
-        return SL_FAIL(l->err, SL_EFORMAT, "%s: tensor '%s' holds NaN or Inf (first at [%zu, %zu])",
-                       f->file, t->name, bad / width, bad % width);
     *out = data;
-    return SL_OK;
+    return check_finite(l, t, first_not_finite(data, dtype, n));
 }
 
 static enum sl_status get_values(const struct load *l, struct staging *s,
@@ -241,31 +297,63 @@ static bool is_sensitive(const struct load *l, enum slot slot, int layer)
     return output && (layer == 0 || layer == l->req->spec->n_layers - 1);
 }
 
-static enum sl_status choose_format(const struct load *l, enum slot slot, int layer,
-                                    enum wformat *out)
+static enum wformat plain_format(const struct load *l)
 {
+    return l->req->dtype == SL_DTYPE_F32 ? W_F32 : l->req->dtype == SL_DTYPE_F16 ? W_F16 : W_BF16;
+}
+
+/* Whether the checkpoint is FP8 and stays so; a device without FP8 gets its weights widened. */
+static bool keeps_codes(const struct load *l)
+{
+    return l->req->spec->quantized && (l->req->ops->features & OPS_FP8);
+}
+
+/* A weight of an FP8 checkpoint is what its tensors are. Made-up ones: layers are FP8. */
+static enum wformat checkpoint_format(const struct load *l, const struct plan_tensor *t, int n)
+{
+    bool coded = l->req->load_format != SL_LOAD_DUMMY || slot_is_layer(t->row->slot);
+    for (int i = 0; l->req->load_format != SL_LOAD_DUMMY && i < n; i++)
+        coded = coded && (t[i].row->bias || t[i].scale);
+    return coded ? W_FP8 : plain_format(l);
+}
+
+/* t[0 .. n): the parts of one matrix. */
+static enum wformat choose_format(const struct load *l, const struct plan_tensor *t, int n)
+{
+    enum slot slot = t->row->slot;
     const char *q = slot == SLOT_ROUTER || slot == SLOT_SHARED_GATE ? NULL : l->req->quantization;
-    if (!q) {
-        *out = l->req->dtype == SL_DTYPE_F32   ? W_F32
-               : l->req->dtype == SL_DTYPE_F16 ? W_F16
-                                               : W_BF16;
-        return SL_OK;
-    }
+    bool table = slot == SLOT_POSITIONS || slot == SLOT_TYPES; /* small, and read by row */
     /* These stay at 8 bits or more. */
-    bool wide = slot == SLOT_EMBED || slot == SLOT_LM_HEAD || is_sensitive(l, slot, layer);
-    if (slot == SLOT_POSITIONS || slot == SLOT_TYPES) {
-        *out = W_F32; /* small, and read by row */
-        return SL_OK;
-    }
+    bool wide = slot == SLOT_EMBED || slot == SLOT_LM_HEAD || is_sensitive(l, slot, t->layer);
+    if (keeps_codes(l))
+        return checkpoint_format(l, t, n);
+    if (!q || (table && !strcmp(q, "fp8")))
+        return plain_format(l);
+    if (table)
+        return W_F32;
     if (!strcmp(q, "int8") || (wide && !strcmp(q, "int4")))
-        *out = W_I8;
-    else if (!strcmp(q, "int4"))
-        *out = W_I4;
-    else if (!strcmp(q, "fp8"))
-        *out = W_FP8;
-    else
+        return W_I8;
+    return !strcmp(q, "int4") ? W_I4 : W_FP8;
+}
+
+static enum sl_status check_quantization(const struct load *l)
+{
+    const char *q = l->req->quantization, *own = l->req->spec->quantized;
+    if (!q || (keeps_codes(l) && (!strcmp(q, own) || !strcmp(q, "fp8"))))
+        return SL_OK;
+    if (keeps_codes(l))
+        return SL_FAIL_PARAM(l->err, SL_EINVAL, "quantization",
+                             "Quantization method specified in the model config (%s) does not "
+                             "match the quantization method specified in the `quantization` "
+                             "argument (%.32s).",
+                             own, q);
+    if (strcmp(q, "int8") && strcmp(q, "int4") && strcmp(q, "fp8"))
         return SL_FAIL_PARAM(l->err, SL_EINVAL, "quantization",
                              "quantization '%.32s' is not known; known are: int8, int4, fp8", q);
+    if (!strcmp(q, "fp8") && !(l->req->ops->features & OPS_FP8))
+        return SL_FAIL_PARAM(l->err, SL_ENOSUPPORT, "quantization",
+                             "device %s has no FP8 products; it has int8 and int4 weights",
+                             l->req->ops->name);
     return SL_OK;
 }
 
@@ -281,9 +369,19 @@ static enum sl_status keep(const struct load *l, struct staging *s)
     return SL_OK;
 }
 
+/* The codes of an F8_E4M3 part and its scales. */
+static enum sl_status stage_codes(const struct load *l, struct staging *s,
+                                  const struct plan_tensor *t)
+{
+    size_t n = (size_t)t->rows * (size_t)t->cols;
+    s->src.part[t->row->part].data = t->found->data;
+    enum sl_status st = check_finite(l, t, first_bad_e4m3_bits(t->found->data, n));
+    return st ? st : fetch_scales(l, s, t, &s->src.part[t->row->part].scale);
+}
+
 /* t[0 .. n): the parts of one matrix and their biases. */
 static enum sl_status stage_matrix(const struct load *l, struct staging *s,
-                                   const struct plan_tensor *t, int n)
+                                   const struct plan_tensor *t, int n, enum wformat format)
 {
     struct weight_source *src = &s->src;
     src->dtype = common_dtype(l, t, n);
@@ -295,7 +393,9 @@ static enum sl_status stage_matrix(const struct load *l, struct staging *s,
             src->part[part].made_up_key = dummy_key(l->req->seed, t[i].name);
             src->part[part].made_up_width = dummy_width(&t[i]);
         } else {
-            enum sl_status st = get_values(l, s, &t[i], src->dtype, to);
+            enum sl_status st = t[i].scale && format == W_FP8
+                                    ? stage_codes(l, s, &t[i])
+                                    : get_values(l, s, &t[i], src->dtype, to);
             if (st)
                 return st;
         }
@@ -319,12 +419,10 @@ static struct weight *target(const struct model_weights *w, const struct plan_te
 
 static enum sl_status load_matrix(const struct load *l, const struct plan_tensor *t, int n)
 {
-    enum wformat format = W_F32;
+    enum wformat format = choose_format(l, t, n);
     struct staging s = {.name = t->name};
     struct weight *out = target(l->w, t);
-    enum sl_status st = choose_format(l, t->row->slot, t->layer, &format);
-    if (st == SL_OK)
-        st = stage_matrix(l, &s, t, n);
+    enum sl_status st = stage_matrix(l, &s, t, n, format);
     if (st == SL_OK)
         st = l->req->ops->weight_prepare(l->req->device, out, &s.src, format, t->name, l->err);
     if (st == SL_OK && out->borrowed)
@@ -534,7 +632,9 @@ enum sl_status weights_load(struct model_weights *w, const struct load_request *
     struct plan plan = {0};
     struct load l = {.req = req, .w = w, .err = err};
     *w = (struct model_weights){.ops = req->ops, .device = req->device};
-    enum sl_status st = plan_create(&plan, req->spec, err);
+    enum sl_status st = check_quantization(&l);
+    if (st == SL_OK)
+        st = plan_create(&plan, req->spec, err);
     if (st == SL_OK && req->load_format != SL_LOAD_DUMMY) {
         st = safetensors_open(&w->mapped, req->dir, err);
         if (st == SL_OK)

@@ -172,6 +172,31 @@ static void format_shape(char *buf, size_t n, const uint64_t *dim, int n_dims)
         snprintf(buf + at, n - at, "]");
 }
 
+static bool is_float(enum st_dtype t)
+{
+    return t == ST_F32 || t == ST_F16 || t == ST_BF16;
+}
+
+static enum sl_status check_scale(const struct plan_tensor *t, struct sl_err *err)
+{
+    const struct st_tensor *s = t->scale;
+    uint64_t n = 1;
+    for (int i = 0; i < s->n_dims; i++)
+        n *= s->dim[i];
+    if (t->row->layout != AS_IS || t->row->cols == DIM_1)
+        return SL_FAIL(err, SL_EFORMAT, "%s: tensor '%s' may not be F8_E4M3", t->found->file,
+                       t->name);
+    if (!is_float(s->dtype) || (n != 1 && (n != (uint64_t)t->rows || s->dim[0] != n))) {
+        char is[200];
+        format_shape(is, sizeof is, s->dim, s->n_dims);
+        return SL_FAIL(err, SL_EFORMAT,
+                       "%s: tensor '%s' is %s %s; it must be one floating-point scale, or one for "
+                       "each of %d outputs",
+                       s->file, s->name, st_dtype_name(s->dtype), is, t->rows);
+    }
+    return SL_OK;
+}
+
 static enum sl_status check_tensor(const struct plan_tensor *t, struct sl_err *err)
 {
     const struct st_tensor *f = t->found;
@@ -186,7 +211,9 @@ static enum sl_status check_tensor(const struct plan_tensor *t, struct sl_err *e
         return SL_FAIL(err, SL_EFORMAT, "%s: tensor '%s' has shape %s, but config.json makes it %s",
                        f->file, t->name, is, should);
     }
-    if (f->dtype != ST_F32 && f->dtype != ST_F16 && f->dtype != ST_BF16)
+    if (t->scale)
+        return check_scale(t, err);
+    if (!is_float(f->dtype))
         return SL_FAIL(err, SL_EFORMAT,
                        "%s: tensor '%s' has dtype %s; weights are F32, F16 or BF16", f->file,
                        t->name, st_dtype_name(f->dtype));
@@ -202,8 +229,13 @@ static bool ends_with(const char *s, const char *end)
 /* A tensor that may be there although the spec does not want it. */
 static bool may_ignore(const struct model_spec *s, const char *name)
 {
+    static const char *const calibrated[] = {".input_scale", ".output_scale", ".q_scale",
+                                             ".k_scale",     ".v_scale",      ".kv_scale"};
     for (const char *const *end = s->family->ignored; *end; end++)
         if (ends_with(name, *end))
+            return true;
+    for (size_t i = 0; s->quantized && i < sizeof calibrated / sizeof *calibrated; i++)
+        if (ends_with(name, calibrated[i]))
             return true;
     for (const struct tensor_row *r = s->family->rows; r->name; r++)
         if (r->slot == SLOT_LM_HEAD && (s->tied || s->pool.only) && !strcmp(name, r->name))
@@ -253,17 +285,21 @@ static int by_found(const void *a, const void *b)
 static enum sl_status check_extra(const struct plan *p, const struct model_spec *s,
                                   const struct safetensors *st, struct sl_err *err)
 {
-    const struct st_tensor **used = mem_alloc((size_t)p->n, sizeof *used);
+    const struct st_tensor **used = mem_alloc(2 * (size_t)p->n, sizeof *used);
+    int n_used = 0;
     if (!used)
         return SL_FAIL(err, SL_ENOMEM, "no memory for a list of %d tensors", p->n);
-    for (int i = 0; i < p->n; i++)
-        used[i] = p->tensor[i].found;
-    qsort(used, (size_t)p->n, sizeof *used, by_found);
+    for (int i = 0; i < p->n; i++) {
+        used[n_used++] = p->tensor[i].found;
+        if (p->tensor[i].scale)
+            used[n_used++] = p->tensor[i].scale;
+    }
+    qsort(used, (size_t)n_used, sizeof *used, by_found);
     const struct st_tensor *extra = NULL;
     int n_extra = 0;
     for (int i = 0, u = 0; i < safetensors_count(st); i++) {
         const struct st_tensor *t = safetensors_at(st, i);
-        if (u < p->n && used[u] == t)
+        if (u < n_used && used[u] == t)
             u++;
         else if (!may_ignore(s, t->name) && !n_extra++)
             extra = t;
@@ -277,6 +313,20 @@ static enum sl_status check_extra(const struct plan *p, const struct model_spec 
     return SL_FAIL(err, SL_EFORMAT,
                    "%s: tensor '%.200s'%s is not part of a %s with this config.json", extra->file,
                    extra->name, more, s->architecture);
+}
+
+/* The scales of an F8_E4M3 matrix "a.weight" are "a.weight_scale". */
+static enum sl_status find_scale(struct plan_tensor *t, const struct model_spec *s,
+                                 const struct safetensors *st, struct sl_err *err)
+{
+    char name[512];
+    if (!s->quantized || t->found->dtype != ST_F8_E4M3)
+        return SL_OK;
+    snprintf(name, sizeof name, "%s_scale", t->name);
+    if ((t->scale = find(s, st, name)))
+        return SL_OK;
+    return SL_FAIL(err, SL_EFORMAT, "%s: tensor '%s' is F8_E4M3 and has no '%s' beside it",
+                   t->found->file, t->name, name);
 }
 
 enum sl_status plan_bind(struct plan *p, const struct model_spec *s, const struct safetensors *st,
@@ -297,7 +347,9 @@ enum sl_status plan_bind(struct plan *p, const struct model_spec *s, const struc
                        missing, more, s->architecture);
     }
     for (int i = 0; i < p->n; i++) {
-        enum sl_status bad = check_tensor(&p->tensor[i], err);
+        enum sl_status bad = find_scale(&p->tensor[i], s, st, err);
+        if (bad == SL_OK)
+            bad = check_tensor(&p->tensor[i], err);
         if (bad)
             return bad;
     }

@@ -17,6 +17,7 @@ struct plan_tensor {
     int index;        /* of head or expert, 0 */
     int rows, cols;
     const struct st_tensor *found; /* NULL until plan_bind, and for dummy weights */
+    const struct st_tensor *scale; /* of F8_E4M3: one value, or one a row; else NULL */
 };
 
 /* Entries of one slot and layer stand together: experts and heads in order, of each the weights

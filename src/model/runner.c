@@ -527,7 +527,8 @@ size_t runner_activation_bytes(const struct runner *r, const struct batch_limits
     const struct forward f = {.spec = r->spec, .weights = &r->weights, .ops = r->ops};
     int rows = logits_rows(r, limits), vocab = r->spec->vocab_size;
     return forward_bytes(&f, limits->max_tokens) + (size_t)rows * (size_t)vocab * sizeof(float) +
-           (r->draw ? r->ops->draw_bytes(rows, vocab) : 0);
+           (r->draw ? r->ops->draw_bytes(rows, vocab) : 0) +
+           (r->ops->step_bytes ? r->ops->step_bytes(r->device, limits->max_tokens) : 0);
 }
 
 static enum sl_status take_flights(struct runner *r, const struct batch_limits *limits,

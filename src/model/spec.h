@@ -58,7 +58,8 @@ struct pool_spec {
 struct model_spec {
     char architecture[64];
     const struct family *family;
-    enum sl_dtype dtype; /* what the config says the weights are */
+    enum sl_dtype dtype;   /* what the config says the weights are */
+    const char *quantized; /* how the checkpoint was quantized (to FP8), NULL: it was not */
     int vocab_size, hidden, n_layers, n_heads, n_kv_heads, head_dim, ffn, max_position;
 
     bool rms; /* else layernorm */
@@ -237,6 +238,9 @@ void config_pooling(struct model_spec *s, const struct config *c, const char *di
                     const struct spec_options *o);
 /* Whether modules.json has a pooling module. */
 bool has_pooling_module(const struct config *c, const char *dir);
+
+/* quantization.c: sets s->quantized, or fails with what is not supported. */
+void config_quantization(struct model_spec *s, const struct config *c);
 
 int spec_dim(const struct model_spec *s, enum dim d);
 

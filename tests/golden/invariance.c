@@ -188,6 +188,7 @@ static void reference(void **state)
     (void)state;
     check(&(struct subject){"ref", SL_DTYPE_F32, NULL, NULL, 24, 160, NULL, NULL});
     check(&(struct subject){"ref", SL_DTYPE_BF16, NULL, windowed, 40, 160, NULL, NULL});
+    check(&(struct subject){"ref", SL_DTYPE_BF16, "fp8", windowed, 40, 160, NULL, "fp8"});
 }
 
 static void cpu(void **state)

@@ -78,9 +78,34 @@ static void half_precision(void **state)
     golden_free(&g, n);
 }
 
+/* FP8 weights (and activations), an FP8 cache, and both, over one window. */
+static void fp8(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *weights, *kv;
+        double most;
+    } way[] = {{"fp8", NULL, 0.01}, {NULL, "fp8", 0.01}, {"fp8", "fp8_e4m3", 0.02}};
+    int n;
+    int32_t *ids = golden_text_ids(&n);
+    for (int i = 0; i < 3; i++) {
+        struct drive_config c = config;
+        c.dtype = SL_DTYPE_BF16;
+        c.quantization = way[i].weights;
+        c.kv_cache_dtype = way[i].kv;
+        struct drive *d = drive_create(&c);
+        double ratio = golden_perplexity_ratio(d, ids, 7, 8);
+        print_message("perplexity of one window, weights %s, KV %s: %.4f of the golden\n",
+                      way[i].weights ? "fp8" : "bf16", way[i].kv ? "fp8" : "bf16", ratio);
+        assert_true(fabs(ratio - 1) < way[i].most);
+        drive_destroy(&d);
+    }
+    mem_free(ids);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(prompts), cmocka_unit_test(perplexity),
-                                       cmocka_unit_test(half_precision)};
+                                       cmocka_unit_test(half_precision), cmocka_unit_test(fp8)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

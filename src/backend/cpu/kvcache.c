@@ -54,7 +54,8 @@ enum sl_status kv_cache_create(struct device *d, const struct kv_layout *layout,
                                struct sl_err *err)
 {
     if ((int)format >= N_FORMATS || !d->k.qk[format])
-        return SL_FAIL(err, SL_ENOSUPPORT, "the CPU has no KV cache of this type");
+        return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "kv_cache_dtype",
+                             "the CPU has no FP8 KV cache; its 8-bit type is int8");
     kv_cache_fini(d);
     d->kv.layout = *layout;
     d->kv.format = format;

@@ -2,7 +2,7 @@
 #include "backend/ref/ref.h"
 
 #include "backend/host_moe.h"
-#include "base/half.h"
+#include "base/fp8.h"
 #include "base/mem.h"
 
 #include <math.h>
@@ -14,6 +14,8 @@ float ref_get(const void *data, enum wformat format, size_t i)
 {
     if (format == W_F32)
         return ((const float *)data)[i];
+    if (format == W_FP8)
+        return e4m3_f32(((const uint8_t *)data)[i]);
     uint16_t h = ((const uint16_t *)data)[i];
     return format == W_BF16 ? bf16_f32(h) : f16_f32(h);
 }
@@ -22,13 +24,15 @@ void ref_put(void *data, enum wformat format, size_t i, float v)
 {
     if (format == W_F32)
         ((float *)data)[i] = v;
+    else if (format == W_FP8)
+        ((uint8_t *)data)[i] = f32_e4m3(v);
     else
         ((uint16_t *)data)[i] = format == W_BF16 ? f32_bf16(v) : f32_f16(v);
 }
 
 size_t ref_bytes(enum wformat format)
 {
-    return format == W_F32 ? 4 : format == W_F16 || format == W_BF16 ? 2 : 0;
+    return format == W_F32 ? 4 : format == W_F16 || format == W_BF16 ? 2 : format == W_FP8 ? 1 : 0;
 }
 
 static void *ref_alloc(struct device *d, size_t bytes, const char *name, struct sl_err *err)
@@ -74,6 +78,20 @@ static bool reserve_kv_row(struct device *d, size_t n)
     return true;
 }
 
+/* Room for a step's rows as e4m3. */
+static enum sl_status reserve_coded(struct device *d, int rows, struct sl_err *err)
+{
+    size_t n = (size_t)rows * (size_t)d->fp8_cols;
+    if (n <= d->coded_cap)
+        return SL_OK;
+    mem_free(d->coded);
+    mem_free(d->x_scale);
+    d->coded = mem_alloc(n, sizeof *d->coded);
+    d->x_scale = mem_alloc((size_t)rows, sizeof *d->x_scale);
+    d->coded_cap = d->coded && d->x_scale ? n : 0;
+    return d->coded_cap ? SL_OK : SL_FAIL(err, SL_ENOMEM, "no memory for %d rows as fp8", rows);
+}
+
 static bool ref_supports(struct device *d, enum sl_dtype dtype)
 {
     (void)d;
@@ -109,8 +127,33 @@ static void ref_weight_release(struct device *d, struct weight *w)
     (void)d;
     if (!w->borrowed)
         mem_free(w->data);
+    mem_free(w->scale);
     mem_free(w->bias);
     *w = (struct weight){0};
+}
+
+/* Rows [row, row + part's) of a W_FP8 weight: as the checkpoint has them, or one scale a row. */
+static void take_fp8(struct weight *w, const struct weight_source *src, int part, size_t row)
+{
+    size_t cols = (size_t)w->cols, rows = (size_t)src->part[part].rows;
+    uint8_t *to = (uint8_t *)w->data + row * cols;
+    float *scale = (float *)w->scale + row;
+    if (src->part[part].scale) {
+        memcpy(to, src->part[part].data, rows * cols);
+        memcpy(scale, src->part[part].scale, rows * sizeof *scale);
+        return;
+    }
+    for (size_t r = 0; r < rows; r++, to += cols) {
+        float top = 0;
+        for (size_t c = 0; c < cols; c++)
+            top = fmaxf(top,
+                        fabsf(ref_get(src->part[part].data, format_of(src->dtype), r * cols + c)));
+        scale[r] = e4m3_scale(top);
+        float inv = 1 / scale[r];
+        for (size_t c = 0; c < cols; c++)
+            to[c] =
+                f32_e4m3(ref_get(src->part[part].data, format_of(src->dtype), r * cols + c) * inv);
+    }
 }
 
 static enum sl_status take_parts(struct weight *w, const struct weight_source *src,
@@ -120,7 +163,9 @@ static enum sl_status take_parts(struct weight *w, const struct weight_source *s
     size_t row = 0;
     for (int i = 0; i < src->n_parts; i++) {
         size_t n = (size_t)src->part[i].rows * (size_t)src->cols;
-        if (!convert(w->data, w->format, row * (size_t)src->cols, src->part[i].data, from, n))
+        if (w->format == W_FP8)
+            take_fp8(w, src, i, row);
+        else if (!convert(w->data, w->format, row * (size_t)src->cols, src->part[i].data, from, n))
             return SL_FAIL(err, SL_EFORMAT, "tensor '%s' does not fit in float16", name);
         for (int r = 0; w->bias && r < src->part[i].rows; r++)
             ((float *)w->bias)[row + (size_t)r] =
@@ -138,7 +183,7 @@ static enum sl_status ref_weight_prepare(struct device *d, struct weight *out,
     bool has_bias = false;
     if (!ref_bytes(format))
         return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "quantization",
-                             "the reference device has no quantized weights");
+                             "the reference device has no integer weights");
     for (int i = 0; i < src->n_parts; i++) {
         w.rows += src->part[i].rows;
         has_bias = has_bias || src->part[i].bias;
@@ -146,8 +191,14 @@ static enum sl_status ref_weight_prepare(struct device *d, struct weight *out,
     w.bytes = (size_t)w.rows * (size_t)w.cols * ref_bytes(format);
     w.data = mem_aligned(w.bytes, 1, 64);
     w.bias = has_bias ? mem_alloc((size_t)w.rows, sizeof(float)) : NULL;
+    if (format == W_FP8) {
+        w.scale = mem_alloc((size_t)w.rows, sizeof(float));
+        w.bytes += (size_t)w.rows * sizeof(float);
+        d->fp8_cols = w.cols > d->fp8_cols ? w.cols : d->fp8_cols;
+    }
     enum sl_status st = SL_OK;
-    if (!w.data || (has_bias && !w.bias) || !reserve_row(d, (size_t)w.cols))
+    if (!w.data || (has_bias && !w.bias) || (format == W_FP8 && !w.scale) ||
+        !reserve_row(d, (size_t)w.cols))
         st = SL_FAIL(err, SL_ENOMEM, "no memory for tensor '%s' (%zu bytes)", name, w.bytes);
     if (st == SL_OK)
         st = take_parts(&w, src, name, err);
@@ -175,6 +226,8 @@ static void kv_destroy(struct device *d)
         for (int l = 0; l < d->n_kv[g]; l++) {
             mem_free(d->kv[g][l].k);
             mem_free(d->kv[g][l].v);
+            mem_free(d->kv[g][l].k_scale);
+            mem_free(d->kv[g][l].v_scale);
         }
         mem_free(d->kv[g]);
         d->kv[g] = NULL;
@@ -187,10 +240,17 @@ static bool kv_create_layer(struct device *d, const struct kv_layout *layout,
 {
     struct ref_kv *kv = &d->kv[a->group][a->layer_in_group];
     kv->width = a->n_kv_heads * a->head_dim;
+    kv->n_heads = a->n_kv_heads;
     size_t n = (size_t)layout->n_blocks * (size_t)layout->block_size;
     size_t bytes = (size_t)kv->width * ref_bytes(d->kv_format);
     kv->k = mem_zalloc(n, bytes);
     kv->v = mem_zalloc(n, bytes);
+    if (d->kv_format == W_FP8) {
+        kv->k_scale = mem_zalloc(n, (size_t)a->n_kv_heads * sizeof *kv->k_scale);
+        kv->v_scale = mem_zalloc(n, (size_t)a->n_kv_heads * sizeof *kv->v_scale);
+        if (!kv->k_scale || !kv->v_scale)
+            return false;
+    }
     return kv->k && kv->v && reserve_row(d, 2 * (size_t)a->head_dim) &&
            reserve_kv_row(d, (size_t)a->head_dim);
 }
@@ -201,7 +261,7 @@ static enum sl_status ref_kv_create(struct device *d, const struct kv_layout *la
 {
     if (!ref_bytes(kv_format))
         return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "kv_cache_dtype",
-                             "the reference device has no quantized KV cache");
+                             "the reference device has no integer KV cache");
     kv_destroy(d);
     d->kv_format = kv_format;
     d->block_size = layout->block_size;
@@ -219,16 +279,23 @@ static enum sl_status ref_kv_create(struct device *d, const struct kv_layout *la
     return SL_FAIL(err, SL_ENOMEM, "no memory for a KV cache of %d blocks", layout->n_blocks);
 }
 
+static void copy_part(void *part, const struct block_copy *c, size_t bytes)
+{
+    if (part)
+        memcpy((char *)part + (size_t)c->dst * bytes, (char *)part + (size_t)c->src * bytes, bytes);
+}
+
 static void copy_block(struct device *d, const struct block_copy *c)
 {
-    size_t n = (size_t)d->block_size * ref_bytes(d->kv_format);
+    size_t n = (size_t)d->block_size;
     for (int l = 0; l < d->n_kv[c->group]; l++) {
         const struct ref_kv *kv = &d->kv[c->group][l];
-        size_t bytes = n * (size_t)kv->width;
-        memcpy((char *)kv->k + (size_t)c->dst * bytes, (char *)kv->k + (size_t)c->src * bytes,
-               bytes);
-        memcpy((char *)kv->v + (size_t)c->dst * bytes, (char *)kv->v + (size_t)c->src * bytes,
-               bytes);
+        size_t bytes = n * (size_t)kv->width * ref_bytes(d->kv_format);
+        size_t scale_bytes = n * (size_t)kv->n_heads * sizeof(float);
+        copy_part(kv->k, c, bytes);
+        copy_part(kv->v, c, bytes);
+        copy_part(kv->k_scale, c, scale_bytes);
+        copy_part(kv->v_scale, c, scale_bytes);
     }
 }
 
@@ -236,7 +303,9 @@ static void copy_block(struct device *d, const struct block_copy *c)
 
 static enum sl_status ref_begin(struct device *d, const struct batch *b, struct sl_err *err)
 {
-    (void)err;
+    enum sl_status st = reserve_coded(d, b->limits.max_tokens, err);
+    if (st)
+        return st;
     d->batch = b;
     for (int i = 0; i < b->n_copies; i++)
         copy_block(d, &b->copy[i]);
@@ -257,6 +326,8 @@ static void ref_destroy(struct device *d)
     kv_destroy(d);
     mem_free(d->row);
     mem_free(d->kv_row);
+    mem_free(d->coded);
+    mem_free(d->x_scale);
     mem_free(d);
 }
 
@@ -266,7 +337,7 @@ static void ref_moe(struct device *d, void *out, const void *x, const struct moe
 static const struct ops ref_ops = {
     .name = "ref",
     .act_bytes = sizeof(float),
-    .features = OPS_QK_NORM_KINDS | OPS_NO_NORM | OPS_MOE | OPS_ENCODER,
+    .features = OPS_QK_NORM_KINDS | OPS_NO_NORM | OPS_MOE | OPS_ENCODER | OPS_FP8,
     .alloc = ref_alloc,
     .free = ref_free,
     .supports = ref_supports,

@@ -11,7 +11,9 @@
 /* K and V of one layer: [n_blocks * block_size][n_kv_heads * head_dim], as kv_format stores it. */
 struct ref_kv {
     void *k, *v;
-    int width; /* n_kv_heads * head_dim */
+    float *k_scale, *v_scale; /* [n_blocks * block_size][n_kv_heads] of W_FP8, else NULL */
+    int width;                /* n_kv_heads * head_dim */
+    int n_heads;
 };
 
 struct device {
@@ -25,9 +27,13 @@ struct device {
     double chunk[ATTN_CHUNK]; /* scores of one KV chunk */
     float *kv_row;            /* [kv_row_cap]: one head's K or V, widened */
     size_t kv_row_cap;
+    int fp8_cols;   /* of the widest W_FP8 weight, 0: none */
+    float *coded;   /* [coded_cap]: rows as e4m3 has them, without their scales */
+    float *x_scale; /* [max_tokens] */
+    size_t coded_cap;
 };
 
-/* Element i of values stored as W_F32, W_F16 or W_BF16. */
+/* Element i of values stored as W_F32, W_F16, W_BF16 or W_FP8; of the last without its scale. */
 float ref_get(const void *data, enum wformat format, size_t i);
 void ref_put(void *data, enum wformat format, size_t i, float v);
 size_t ref_bytes(enum wformat format); /* 0: not a format that ref stores */

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "backend/ref/ref.h"
 
+#include "base/fp8.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -34,8 +36,10 @@ void ref_embed(struct device *d, float *h, const struct weight *e, float scale,
     size_t n = (size_t)(e ? e : p)->cols;
     for (int r = 0; r < b->n_tokens; r++) {
         SL_ASSERT(!e || (b->token[r] >= 0 && b->token[r] < e->rows));
+        const float *own = e ? e->scale : NULL;
         for (size_t i = 0; i < n; i++) {
-            float v = e ? ref_get(e->data, e->format, (size_t)b->token[r] * n + i) * scale : 0;
+            float v = e ? ref_get(e->data, e->format, (size_t)b->token[r] * n + i) : 0;
+            v = (own ? v * own[b->token[r]] : v) * scale;
             if (p)
                 v += ref_get(p->data, p->format, (size_t)(b->pos[r] + pos_offset) * n + i);
             h[(size_t)r * n + i] = v;
@@ -104,29 +108,65 @@ void ref_norm(struct device *d, void *y, const void *x, const struct norm *norm,
 
 /* ---- matrices ------------------------------------------------------------------------------ */
 
+/* Activations that meet e4m3 weights become e4m3 too, with a scale for each row. */
+struct input {
+    const float *x; /* what is multiplied: the rows, or their codes */
+    const float *scale;
+};
+
+static struct input input_rows(struct device *d, const struct weight *w, const float *x,
+                               const int32_t *row, int n)
+{
+    size_t cols = (size_t)w->cols;
+    if (w->format != W_FP8)
+        return (struct input){.x = x};
+    SL_ASSERT((size_t)n * cols <= d->coded_cap);
+    for (size_t i = 0; i < (size_t)n; i++) {
+        const float *in = x + (row ? (size_t)row[i] : i) * cols;
+        float *out = d->coded + i * cols;
+        d->x_scale[i] = e4m3_scale(max_magnitude(in, cols));
+        float inv = 1 / d->x_scale[i];
+        for (size_t c = 0; c < cols; c++)
+            out[c] = e4m3_f32(f32_e4m3(in[c] * inv));
+    }
+    return (struct input){d->coded, d->x_scale};
+}
+
+/* Sum of output o, whose widened weights are in d->row, for one row of x. */
+static double output(const struct device *d, const struct weight *w, size_t o, const float *x,
+                     const float *x_scale)
+{
+    const float *bias = w->bias, *scale = w->scale;
+    double v = dot(d->row, x, w->cols);
+    if (x_scale)
+        v *= (double)*x_scale * (double)scale[o];
+    return v + (bias ? (double)bias[o] : 0);
+}
+
 void ref_linear(struct device *d, void *y, const struct weight *w, const void *x, int rows)
 {
-    const float *in = x, *bias = w->bias;
+    const struct input in = input_rows(d, w, x, NULL, rows);
     size_t n = (size_t)w->cols;
     for (size_t o = 0; o < (size_t)w->rows; o++) {
         widen(d->row, w->data, w->format, o * n, w->cols);
         for (size_t r = 0; r < (size_t)rows; r++)
             ((float *)y)[r * (size_t)w->rows + o] =
-                (float)(dot(d->row, in + r * n, w->cols) + (bias ? (double)bias[o] : 0));
+                (float)output(d, w, o, in.x + r * n, in.scale ? in.scale + r : NULL);
     }
 }
 
 void ref_logits(struct device *d, float *logits, const struct weight *w, const void *x, int first,
                 int n, float scale, float softcap)
 {
-    const float *in = x, *bias = w->bias;
     const int32_t *row = d->batch->logit_row + first;
+    const struct input in = input_rows(d, w, x, row, n);
     size_t cols = (size_t)w->cols;
     for (size_t o = 0; o < (size_t)w->rows; o++) {
         widen(d->row, w->data, w->format, o * cols, w->cols);
         for (size_t i = 0; i < (size_t)n; i++) {
-            double v = dot(d->row, in + (size_t)row[i] * cols, w->cols);
-            v = (v + (bias ? (double)bias[o] : 0)) * (double)scale;
+            size_t at = in.scale ? i : (size_t)row[i];
+            double v = output(d, w, o, in.x + at * cols, in.scale ? in.scale + i : NULL);
+            v *= (double)scale;
             if (softcap != 0)
                 v = (double)softcap * tanh(v / (double)softcap);
             logits[i * (size_t)w->rows + o] = (float)v;
@@ -195,6 +235,19 @@ static void norm_heads(float *x, const struct norm *norm, enum qk_norm kind, int
     }
 }
 
+/* One head's K or V at one position, number `at` of them all. */
+static void cache_head(const struct device *d, void *data, float *scale, size_t at, const float *x,
+                       int n)
+{
+    float inv = 1;
+    if (scale) {
+        scale[at] = e4m3_scale(max_magnitude(x, (size_t)n));
+        inv = 1 / scale[at];
+    }
+    for (int i = 0; i < n; i++)
+        ref_put(data, d->kv_format, at * (size_t)n + (size_t)i, x[i] * inv);
+}
+
 void ref_qkv_rope_cache(struct device *d, void *qkv, const struct attn_spec *a,
                         const struct rope *rope, const struct norm *q_norm,
                         const struct norm *k_norm)
@@ -213,10 +266,10 @@ void ref_qkv_rope_cache(struct device *d, void *qkv, const struct attn_spec *a,
             norm_heads(k, k_norm, a->qk_norm, a->n_kv_heads, a->head_dim);
         for (int h = 0; rope && rope->inv_freq && h < n_rotated; h++)
             rotate(row + (size_t)h * (size_t)a->head_dim, rope, b->pos[r]);
-        for (int i = 0; i < kv->width; i++) {
-            size_t at = (size_t)slot[r] * (size_t)kv->width + (size_t)i;
-            ref_put(kv->k, d->kv_format, at, k[i]);
-            ref_put(kv->v, d->kv_format, at, v[i]);
+        for (int h = 0; h < kv->n_heads; h++) {
+            size_t at = (size_t)slot[r] * (size_t)kv->n_heads + (size_t)h;
+            cache_head(d, kv->k, kv->k_scale, at, k + h * a->head_dim, a->head_dim);
+            cache_head(d, kv->v, kv->v_scale, at, v + h * a->head_dim, a->head_dim);
         }
     }
 }
@@ -231,22 +284,24 @@ struct query {
 };
 
 /* The head's n values of K or V at a position, as floats: in place if the cache holds floats. */
-static const float *kv_row(struct device *d, const struct query *q, const void *data, int pos)
+static const float *kv_row(struct device *d, const struct query *q, const void *data,
+                           const float *scale, int pos)
 {
     int kv_head = q->head / (q->a->n_heads / q->a->n_kv_heads), n = q->a->head_dim;
     size_t slot = (size_t)q->block[pos / d->block_size] * (size_t)d->block_size +
                   (size_t)(pos % d->block_size);
-    size_t at = slot * (size_t)q->kv->width + (size_t)kv_head * (size_t)n;
+    size_t head = slot * (size_t)q->kv->n_heads + (size_t)kv_head, at = head * (size_t)n;
     if (d->kv_format == W_F32)
         return (const float *)data + at;
     for (int i = 0; i < n; i++)
-        d->kv_row[i] = ref_get(data, d->kv_format, at + (size_t)i);
+        d->kv_row[i] = ref_get(data, d->kv_format, at + (size_t)i) * (scale ? scale[head] : 1);
     return d->kv_row;
 }
 
 static double score(struct device *d, const struct query *q, int pos)
 {
-    double s = dot(q->q, kv_row(d, q, q->kv->k, pos), q->a->head_dim) * (double)q->a->scale;
+    double s = dot(q->q, kv_row(d, q, q->kv->k, q->kv->k_scale, pos), q->a->head_dim) *
+               (double)q->a->scale;
     if (q->a->softcap != 0)
         s = (double)q->a->softcap * tanh(s / (double)q->a->softcap);
     if (q->a->alibi)
@@ -285,7 +340,7 @@ static void attend(struct device *d, const struct query *q, double *acc, float *
         for (int p = begin; p < end; p++) {
             double w = exp(d->chunk[p - begin] - m);
             total += w;
-            add_scaled(acc, w, kv_row(d, q, q->kv->v, p), n);
+            add_scaled(acc, w, kv_row(d, q, q->kv->v, q->kv->v_scale, p), n);
         }
         top = m;
         begin = end;
