@@ -749,9 +749,9 @@ extern "C" int attn_padded_dim(int head_dim)
     return head_dim <= 64 ? 64 : head_dim <= 96 ? 96 : head_dim <= 128 ? 128 : 256;
 }
 
-extern "C" bool attn_supports(int head_dim)
+extern "C" bool attn_supports(int head_dim, bool fp8)
 {
-    return head_dim % 8 == 0 && head_dim > 0 && head_dim <= 256;
+    return !fp8 && head_dim % 8 == 0 && head_dim > 0 && head_dim <= 256;
 }
 
 extern "C" void launch_attention(cuda_stream s, void *out, const void *qkv,

@@ -52,9 +52,17 @@ struct step_arrays {
     int n_tokens, n_seqs;
 };
 
-/* K or V of one layer: [n_blocks][n_kv_heads][block_size][head_dim] bf16. */
+/* K and V of one layer: [n_blocks][n_kv_heads][block_size][head_dim] bf16; or e4m3 where there are
+ * scales: [n_blocks][n_kv_heads][block_size], one a position and head. */
 struct kv_cache {
     void *k, *v;
+    float *k_scale, *v_scale; /* NULL: bf16 */
+};
+
+/* Rows as e4m3, and the scale of each. */
+struct coded {
+    void *q;
+    float *scale;
 };
 
 struct attn_shape {
@@ -84,12 +92,15 @@ int cuda_find_kernels(void);
 
 /* ---- elementwise.cu ---------------------------------------------------------------------------
  */
-void launch_embed(cuda_stream s, float *h, const void *table, const struct step_arrays *a, int n,
-                  float scale, const void *pos_table, int pos_offset);
+/* row_scale: of an e4m3 table; NULL: bf16. */
+void launch_embed(cuda_stream s, float *h, const void *table, const float *row_scale,
+                  const struct step_arrays *a, int n, float scale, const void *pos_table,
+                  int pos_offset);
 /* n bf16 within +- width, those that model/dummy.c makes of `key`. */
 void launch_make_up(cuda_stream s, void *out, size_t n, uint64_t key, float width);
+/* coded: where x goes as e4m3 too, or NULL; then n % 8 == 0. */
 void launch_add_norm(cuda_stream s, void *x, float *h, const void *add, float add_scale,
-                     const struct norm_args *norm, int rows, int n);
+                     const struct norm_args *norm, int rows, int n, const struct coded *coded);
 /* Rows are `stride` values apart. */
 void launch_norm(cuda_stream s, void *y, const void *x, const struct norm_args *norm, int rows,
                  int n, size_t stride);
@@ -106,6 +117,13 @@ void launch_qkv_rope_cache(cuda_stream s, void *qkv, const struct kv_cache *kv,
                            const struct step_arrays *a, const struct attn_shape *shape,
                            const struct rope_args *rope, const struct norm_args *q_norm,
                            const struct norm_args *k_norm);
+
+/* ---- fp8.cu ---------------------------------------------------------------------------------- */
+/* Each row of x, [rows, n] bf16, as e4m3 with a scale of its own; n % 8 == 0. */
+void launch_quantize(cuda_stream s, const struct coded *out, const void *x, int rows, int n);
+/* y[m, rows] = x W^T, as bf16 or f32; w: e4m3 [rows, cols], x: [m, cols], cols % 16 == 0. */
+void launch_fp8_product(cuda_stream s, void *y, bool out_f32, const void *w, const float *w_scale,
+                        int rows, int cols, const struct coded *x, int m);
 
 /* ---- attention.cu --------------------------------------------------------------------------- */
 /* Work for one step, made on the host: rows of q tiles and (sequence, chunk) pairs. */
@@ -124,8 +142,8 @@ struct attn_plan {
 };
 int attn_decode_blocks_per_sm(int head_dim);
 int attn_tokens_per_tile(int n_heads, int n_kv_heads);
-bool attn_supports(int head_dim);
-int attn_padded_dim(int head_dim); /* values a head takes in `partial` */
+bool attn_supports(int head_dim, bool fp8); /* fp8: K and V are e4m3 */
+int attn_padded_dim(int head_dim);          /* values a head takes in `partial` */
 /* out: [n_tokens, n_heads * head_dim]. q: the leading part of qkv's rows. */
 void launch_attention(cuda_stream s, void *out, const void *qkv, const struct kv_cache *kv,
                       const struct step_arrays *a, const struct attn_shape *shape,

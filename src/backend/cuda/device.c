@@ -68,12 +68,12 @@ static float get(const void *data, enum sl_dtype t, size_t i)
     return t == SL_DTYPE_BF16 ? bf16_f32(h) : f16_f32(h);
 }
 
-/* Copies n values to the device as bf16 through the pinned staging buffers, alternating, so that
- * converting one overlaps the other's transfer. */
-static enum sl_status upload_bf16(struct device *d, void *to, const void *from, enum sl_dtype t,
-                                  size_t n, struct sl_err *err)
+/* Copies n values to the device, as bf16 or as the e4m3 that they are, through the pinned staging
+ * buffers, alternating, so that converting one overlaps the other's transfer. */
+static enum sl_status upload(struct device *d, void *to, const void *from, enum sl_dtype t,
+                             bool codes, size_t n, struct sl_err *err)
 {
-    size_t at = 0, cap = STAGING_BYTES / 2;
+    size_t at = 0, cap = STAGING_BYTES / 2, size = codes ? 1 : 2;
     for (; at < n;) {
         size_t now = n - at < cap ? n - at : cap;
         int s = d->next_staging ^= 1;
@@ -81,14 +81,14 @@ static enum sl_status upload_bf16(struct device *d, void *to, const void *from, 
         if (st)
             return st;
         uint16_t *out = d->staging[s];
-        if (t == SL_DTYPE_BF16)
-            memcpy(out, (const uint16_t *)from + at, now * 2);
+        if (codes || t == SL_DTYPE_BF16)
+            memcpy(out, (const char *)from + at * size, now * size);
         else
             for (size_t i = 0; i < now; i++)
                 out[i] = f32_bf16(get(from, t, at + i));
-        st = cuda_check(
-            cudaMemcpyAsync((uint16_t *)to + at, out, now * 2, cudaMemcpyHostToDevice, d->stream),
-            "weight upload", err);
+        st = cuda_check(cudaMemcpyAsync((char *)to + at * size, out, now * size,
+                                        cudaMemcpyHostToDevice, d->stream),
+                        "weight upload", err);
         if (st)
             return st;
         cudaEventRecord(d->staged[s], d->stream);
@@ -100,6 +100,7 @@ static enum sl_status upload_bf16(struct device *d, void *to, const void *from, 
 static void cuda_weight_release(struct device *d, struct weight *w)
 {
     cuda_free(d, w->data);
+    cuda_free(d, w->scale);
     cuda_free(d, w->bias);
     *w = (struct weight){0};
 }
@@ -124,32 +125,101 @@ static enum sl_status upload_bias(struct device *d, struct weight *w,
     return st;
 }
 
+/* A part's values as bf16. */
+static enum sl_status take_bf16(struct device *d, void *to, const struct weight_source *src,
+                                int part, struct sl_err *err)
+{
+    size_t n = (size_t)src->part[part].rows * (size_t)src->cols;
+    if (src->part[part].data)
+        return upload(d, to, src->part[part].data, src->dtype, false, n, err);
+    launch_make_up(d->stream, to, n, src->part[part].made_up_key, src->part[part].made_up_width);
+    cuda_note(d, "make_up");
+    return SL_OK;
+}
+
+/* A part's values as e4m3: the checkpoint's own, or quantized here, by way of `wide`. */
+static enum sl_status take_fp8(struct device *d, const struct coded *to, void *wide,
+                               const struct weight_source *src, int part, struct sl_err *err)
+{
+    int rows = src->part[part].rows;
+    size_t n = (size_t)rows * (size_t)src->cols;
+    if (src->part[part].scale) {
+        enum sl_status st = upload(d, to->q, src->part[part].data, src->dtype, true, n, err);
+        return st ? st
+                  : cuda_check(cudaMemcpyAsync(to->scale, src->part[part].scale,
+                                               (size_t)rows * sizeof *to->scale,
+                                               cudaMemcpyHostToDevice, d->stream),
+                               "weight scales", err);
+    }
+    enum sl_status st = take_bf16(d, wide, src, part, err);
+    if (st == SL_OK)
+        launch_quantize(d->stream, to, wide, rows, src->cols);
+    cuda_note(d, "quantize");
+    return st;
+}
+
+static enum sl_status take_parts(struct device *d, const struct weight *w,
+                                 const struct weight_source *src, struct sl_err *err)
+{
+    enum sl_status st = SL_OK;
+    size_t row = 0, cols = (size_t)src->cols, most = 0;
+    void *wide = NULL;
+    for (int i = 0; i < src->n_parts; i++)
+        most = (size_t)src->part[i].rows > most ? (size_t)src->part[i].rows : most;
+    if (w->format == W_FP8 && !src->part[0].scale &&
+        !(wide = cuda_alloc(d, most * cols * 2, "weights before they are quantized", err)))
+        return SL_ENOMEM;
+    for (int i = 0; st == SL_OK && i < src->n_parts; row += (size_t)src->part[i++].rows) {
+        const struct coded to = {(char *)w->data + row * cols, (float *)w->scale + row};
+        st = w->format == W_FP8 ? take_fp8(d, &to, wide, src, i, err)
+                                : take_bf16(d, (char *)w->data + row * cols * 2, src, i, err);
+    }
+    cuda_free(d, wide); /* waits for the device */
+    return st;
+}
+
+/* bf16, or FP8 where rows are of a length that products take. */
+static enum sl_status check_format(const struct weight_source *src, enum wformat *format,
+                                   const char *name, struct sl_err *err)
+{
+    if (*format == W_BF16)
+        return SL_OK;
+    if (*format != W_FP8)
+        return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "quantization",
+                             "the CUDA device has bfloat16 and fp8 weights only");
+    if (src->cols % 16 == 0)
+        return SL_OK;
+    *format = W_BF16;
+    if (!src->part[0].scale)
+        return SL_OK;
+    return SL_FAIL(err, SL_ENOSUPPORT,
+                   "tensor '%s' is F8_E4M3 in rows of %d values: CUDA takes multiples of 16", name,
+                   src->cols);
+}
+
 static enum sl_status cuda_weight_prepare(struct device *d, struct weight *out,
                                           const struct weight_source *src, enum wformat format,
                                           const char *name, struct sl_err *err)
 {
-    struct weight w = {.format = format, .cols = src->cols};
     bool has_bias = false;
-    if (format != W_BF16)
-        return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "quantization",
-                             "the CUDA device has bfloat16 weights only");
+    enum sl_status st = check_format(src, &format, name, err);
+    struct weight w = {.format = format, .cols = src->cols};
+    if (st)
+        return st;
     for (int i = 0; i < src->n_parts; i++) {
         w.rows += src->part[i].rows;
         has_bias = has_bias || src->part[i].bias;
     }
-    w.bytes = (size_t)w.rows * (size_t)w.cols * 2;
+    w.bytes = (size_t)w.rows * (size_t)w.cols * (format == W_FP8 ? 1 : 2);
     w.data = cuda_alloc(d, w.bytes, name, err);
-    enum sl_status st = w.data ? SL_OK : SL_ENOMEM;
-    char *to = w.data;
-    for (int i = 0; st == SL_OK && i < src->n_parts; i++) {
-        size_t n = (size_t)src->part[i].rows * (size_t)src->cols;
-        if (src->part[i].data)
-            st = upload_bf16(d, to, src->part[i].data, src->dtype, n, err);
-        else
-            launch_make_up(d->stream, to, n, src->part[i].made_up_key, src->part[i].made_up_width);
-        cuda_note(d, "make_up");
-        to += n * 2;
+    if (format == W_FP8) {
+        w.scale = cuda_alloc(d, (size_t)w.rows * sizeof(float), name, err);
+        w.bytes += (size_t)w.rows * sizeof(float);
+        d->fp8_cols = w.cols > d->fp8_cols ? w.cols : d->fp8_cols;
     }
+    st = w.data && (format != W_FP8 || w.scale) ? SL_OK : SL_ENOMEM;
+    if (st == SL_OK)
+        st = take_parts(d, &w, src, err);
     if (st == SL_OK && has_bias)
         st = upload_bias(d, &w, src, err);
     if (st)
@@ -157,6 +227,24 @@ static enum sl_status cuda_weight_prepare(struct device *d, struct weight *out,
     else
         *out = w;
     return st;
+}
+
+/* Room for a step's rows as e4m3. */
+enum sl_status coded_reserve(struct device *d, int rows, struct sl_err *err)
+{
+    if (!d->fp8_cols || rows <= d->coded_rows)
+        return SL_OK;
+    cudaFree(d->coded.q);
+    cudaFree(d->coded.scale);
+    d->coded.q = cuda_alloc(d, (size_t)rows * (size_t)d->fp8_cols, "rows as fp8", err);
+    d->coded.scale = cuda_alloc(d, (size_t)rows * sizeof *d->coded.scale, "scales of rows", err);
+    d->coded_rows = d->coded.q && d->coded.scale ? rows : 0;
+    return d->coded_rows ? SL_OK : SL_ENOMEM;
+}
+
+static size_t cuda_step_bytes(struct device *d, int max_tokens)
+{
+    return d->fp8_cols ? (size_t)max_tokens * ((size_t)d->fp8_cols + sizeof(float)) : 0;
 }
 
 static float *cuda_vector_prepare(struct device *d, const void *src, enum sl_dtype dtype, int n,
@@ -189,6 +277,8 @@ static void kv_destroy(struct device *d)
         for (int l = 0; l < d->n_kv[g]; l++) {
             cudaFree(d->kv[g][l].k);
             cudaFree(d->kv[g][l].v);
+            cudaFree(d->kv[g][l].k_scale);
+            cudaFree(d->kv[g][l].v_scale);
         }
         mem_free(d->kv[g]);
         d->kv[g] = NULL;
@@ -196,13 +286,31 @@ static void kv_destroy(struct device *d)
     }
 }
 
+static enum sl_status take_layer(struct device *d, struct kv_cache *kv,
+                                 const struct kv_layout *layout, const struct attn_spec *a,
+                                 bool fp8, struct sl_err *err)
+{
+    size_t n_blocks = (size_t)layout->n_blocks;
+    size_t heads = (size_t)layout->block_size * (size_t)a->n_kv_heads; /* of a block */
+    size_t block = heads * (size_t)a->head_dim * (fp8 ? 1 : 2);
+    size_t scales = fp8 ? heads * sizeof(float) : 0;
+    d->block_bytes[a->group] = block;
+    d->scale_bytes[a->group] = scales;
+    if (!(kv->k = cuda_alloc(d, block * n_blocks, "the KV cache", err)) ||
+        !(kv->v = cuda_alloc(d, block * n_blocks, "the KV cache", err)) ||
+        (fp8 && !(kv->k_scale = cuda_alloc(d, scales * n_blocks, "the KV cache's scales", err))) ||
+        (fp8 && !(kv->v_scale = cuda_alloc(d, scales * n_blocks, "the KV cache's scales", err))))
+        return SL_ENOMEM;
+    return SL_OK;
+}
+
 static enum sl_status cuda_kv_create(struct device *d, const struct kv_layout *layout,
                                      const struct attn_spec *layers, int n_layers,
                                      enum wformat kv_format, struct sl_err *err)
 {
-    if (kv_format != W_BF16)
+    if (kv_format != W_BF16 && kv_format != W_FP8)
         return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "kv_cache_dtype",
-                             "the CUDA device has a bfloat16 KV cache only");
+                             "the CUDA device has a bfloat16 or fp8 KV cache only");
     if (layout->block_size % 16)
         return SL_FAIL_PARAM(err, SL_EINVAL, "block_size",
                              "block_size must be a multiple of 16 on CUDA, got %d.",
@@ -222,17 +330,14 @@ static enum sl_status cuda_kv_create(struct device *d, const struct kv_layout *l
     for (int i = 0; i < n_layers; i++) {
         const struct attn_spec *a = &layers[i];
         struct kv_cache *kv = &d->kv[a->group][a->layer_in_group];
-        if (!attn_supports(a->head_dim))
+        if (!attn_supports(a->head_dim, kv_format == W_FP8))
             return SL_FAIL(err, SL_ENOSUPPORT,
-                           "attention heads of %d values: CUDA takes multiples of 8 up to 256",
-                           a->head_dim);
-        size_t token = (size_t)a->n_kv_heads * (size_t)a->head_dim * 2;
+                           "attention heads of %d values: CUDA takes multiples of %d up to 256",
+                           a->head_dim, kv_format == W_FP8 ? 16 : 8);
         d->group[a->group] = *a;
-        d->block_bytes[a->group] = token * (size_t)layout->block_size;
-        size_t bytes = d->block_bytes[a->group] * (size_t)layout->n_blocks;
-        if (!(kv->k = cuda_alloc(d, bytes, "the KV cache", err)) ||
-            !(kv->v = cuda_alloc(d, bytes, "the KV cache", err)))
-            return SL_ENOMEM;
+        enum sl_status st = take_layer(d, kv, layout, a, kv_format == W_FP8, err);
+        if (st)
+            return st;
         size_t part =
             (size_t)a->n_heads * ((size_t)attn_padded_dim(a->head_dim) + 2) * sizeof(float);
         partial = part > partial ? part : partial;
@@ -259,8 +364,8 @@ struct norm_args norm_args(const struct norm *n)
 static void cuda_embed(struct device *d, float *h, const struct weight *e, float scale,
                        const struct weight *p, int pos_offset)
 {
-    launch_embed(d->stream, h, e ? e->data : NULL, &d->arrays[0], (e ? e : p)->cols, scale,
-                 p ? p->data : NULL, pos_offset);
+    launch_embed(d->stream, h, e ? e->data : NULL, e ? e->scale : NULL, &d->arrays[0],
+                 (e ? e : p)->cols, scale, p ? p->data : NULL, pos_offset);
     cuda_note(d, "embed");
 }
 
@@ -366,7 +471,10 @@ static void cuda_logits(struct device *d, float *logits, const struct weight *w,
         run_narrow(d, &a);
         return;
     }
-    gemm_run(d, logits, true, w, x, n);
+    if (w->format == W_FP8)
+        fuse_fp8(d, logits, true, w, x, n);
+    else
+        gemm_run(d, logits, true, w, x, n);
     if (w->bias || scale != 1 || softcap != 0) {
         launch_finish_logits(d->stream, logits, w->bias, n, w->rows, scale, softcap);
         cuda_note(d, "finish_logits");
@@ -474,6 +582,8 @@ static void cuda_destroy(struct device *d)
     cudaFree(d->draw_work);
     cudaFree(d->draw_count);
     cudaFree(d->gathered);
+    cudaFree(d->coded.q);
+    cudaFree(d->coded.scale);
     for (int i = 0; i < 2; i++) {
         cudaFreeHost(d->staging[i]);
         if (d->staged[i])
@@ -494,7 +604,7 @@ static const struct ops cuda_ops = {
     .memory = cuda_memory,
     .name = "cuda",
     .act_bytes = 2,
-    .features = OPS_QK_NORM_KINDS | OPS_NO_NORM,
+    .features = OPS_QK_NORM_KINDS | OPS_NO_NORM | OPS_FP8,
     .head_dim_max = 256,
     .alloc = cuda_alloc,
     .free = cuda_free,
@@ -516,6 +626,7 @@ static const struct ops cuda_ops = {
     .logits = cuda_logits,
     .fetch = cuda_fetch,
     .depth = CUDA_DEPTH,
+    .step_bytes = cuda_step_bytes,
     .draw_bytes = cuda_draw_bytes,
     .draw_plan = cuda_draw_plan,
     .expect = cuda_expect,

@@ -16,6 +16,9 @@ enum { STAGING_BYTES = 16 << 20, N_GEMM_CHOICES = 1024, CUDA_DEPTH = 2 };
 /* A launch that waits for the next op, which may become part of it (fuse.c). */
 struct held {
     enum { HELD_NOTHING, HELD_NORM, HELD_LINEAR } kind;
+    const void *add; /* HELD_NORM: what h has not had yet, or NULL; and whether there is a norm */
+    float add_scale;
+    bool plain;
     struct narrow_args a; /* HELD_NORM: h, norm and x_out, m, cols */
 };
 
@@ -62,6 +65,8 @@ struct device {
     int n_choices;
     void *gathered; /* rows of x that logits are made of */
     size_t gathered_bytes;
+    struct coded coded;       /* the rows that meet FP8 weights now, [coded_rows, fp8_cols] */
+    int coded_rows, fp8_cols; /* fp8_cols: of the widest such weight, 0: there is none */
 
     /* KV cache; a group's layers share one attn_spec but for layer_in_group */
     int block_size, n_groups;
@@ -69,6 +74,7 @@ struct device {
     int n_kv[KV_GROUPS_MAX];
     struct attn_spec group[KV_GROUPS_MAX];
     size_t block_bytes[KV_GROUPS_MAX]; /* of K (or V) of one block and layer */
+    size_t scale_bytes[KV_GROUPS_MAX]; /* of its scales, 0: bf16 */
     void *partial;
     size_t max_parts;
     int32_t *seen;  /* the token at each KV slot of group seen_group */
@@ -109,6 +115,9 @@ enum sl_status cuda_check(cudaError_t e, const char *what, struct sl_err *err);
 /* After a launch: remember the step's first failure, with the kernel's name. */
 void cuda_note(struct device *d, const char *kernel);
 
+/* device.c: at least `rows` rows in d->coded, if any weight is FP8 */
+enum sl_status coded_reserve(struct device *d, int rows, struct sl_err *err);
+
 /* step.c */
 enum sl_status step_begin(struct device *d, const struct batch *b, struct sl_err *err);
 enum sl_status step_end(struct device *d,
@@ -134,6 +143,9 @@ void fuse_act(struct device *d, void *y, const void *x, enum act_kind kind, bool
 bool narrow_takes(const struct device *d, const struct weight *w, int m);
 void run_narrow(struct device *d, const struct narrow_args *a);
 struct norm_args norm_args(const struct norm *n); /* device.c */
+/* y[rows, w->rows], as bf16 or f32, of W_FP8 weights and x as bf16; bias is left to the caller. */
+void fuse_fp8(struct device *d, void *y, bool out_f32, const struct weight *w, const void *x,
+              int rows);
 
 /* gemm.c */
 enum sl_status gemm_init(struct device *d, struct sl_err *err);

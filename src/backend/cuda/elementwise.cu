@@ -4,7 +4,7 @@
  * All are bound by bytes. A row is one block (norms) or a slice of blocks; sums run in a fixed tree
  * over the threads of a block, so a row's bits do not depend on the others.
  * SPDX-License-Identifier: Apache-2.0 */
-#include "backend/cuda/common.cuh"
+#include "backend/cuda/fp8.cuh"
 
 static const int THREADS = 256;
 
@@ -14,8 +14,9 @@ static int blocks_for(size_t n, int per_block)
 }
 
 /* One block a row; a thread takes every 256th element. */
-__global__ void embed_kernel(float *h, const bf16 *table, struct step_arrays a, int n, float scale,
-                             const bf16 *pos_table, int pos_offset)
+__global__ void embed_kernel(float *h, const void *table, const float *row_scale,
+                             struct step_arrays a, int n, float scale, const bf16 *pos_table,
+                             int pos_offset)
 {
     begin();
     size_t r = blockIdx.x, p = (size_t)(a.pos[r] + pos_offset);
@@ -26,7 +27,12 @@ __global__ void embed_kernel(float *h, const bf16 *table, struct step_arrays a, 
         a.seen[a.seen_slot[r]] = id;
     size_t token = (size_t)id;
     for (int i = threadIdx.x; i < n; i += blockDim.x) {
-        float v = table ? to_f(table[token * n + i]) * scale : 0;
+        float v = 0;
+        if (row_scale)
+            v = code_value(((const unsigned char *)table)[token * n + i]) * row_scale[token];
+        else if (table)
+            v = to_f(((const bf16 *)table)[token * n + i]);
+        v *= scale;
         if (pos_table)
             v += to_f(pos_table[p * n + i]);
         h[r * n + i] = v;
@@ -39,12 +45,12 @@ extern "C" int cuda_find_kernels(void)
     return (int)cudaFuncGetAttributes(&a, embed_kernel);
 }
 
-extern "C" void launch_embed(cuda_stream s, float *h, const void *table,
+extern "C" void launch_embed(cuda_stream s, float *h, const void *table, const float *row_scale,
                              const struct step_arrays *a, int n, float scale, const void *pos_table,
                              int pos_offset)
 {
-    launch_after(s, embed_kernel, dim3(a->n_tokens), dim3(THREADS), 0, h, (const bf16 *)table, *a,
-                 n, scale, (const bf16 *)pos_table, pos_offset);
+    launch_after(s, embed_kernel, dim3(a->n_tokens), dim3(THREADS), 0, h, table, row_scale, *a, n,
+                 scale, (const bf16 *)pos_table, pos_offset);
 }
 
 /* Four values a thread, out of one 64-bit word. */
@@ -68,11 +74,28 @@ extern "C" void launch_make_up(cuda_stream s, void *out, size_t n, uint64_t key,
                  width / 32768);
 }
 
-/* One block a row: h += add * scale, then x = norm(h), or h itself. */
+/* A row of bf16 in shared memory goes to x and, as e4m3, to q. top: largest of a thread's own. */
+__device__ void code_row(bf16 *x, unsigned char *q, float *scale, const bf16 *row, unsigned top,
+                         int n)
+{
+    const float s = code_scale(block_top(top)), inv = __frcp_rn(s); /* a barrier: row is whole */
+    if (threadIdx.x == 0)
+        *scale = s;
+    for (int i = threadIdx.x * 8; i < n; i += 256 * 8) {
+        bf16x8 v = *(const bf16x8 *)(row + i);
+        *(bf16x8 *)(x + i) = v;
+        *(uint2 *)(q + i) = code8(v, inv);
+    }
+}
+
+/* One block a row: h += add * scale, then x = norm(h), or h itself; CODED: also as e4m3, by way of
+ * shared memory. */
+template <bool CODED>
 __global__ void __launch_bounds__(256)
     add_norm_kernel(bf16 *x, float *h, const bf16 *add, float add_scale, norm_args k, bool plain,
-                    int n)
+                    int n, struct coded coded)
 {
+    extern __shared__ __align__(16) bf16 whole[];
     row_norm row;
     row.load_weights(k, n);
     begin();
@@ -86,20 +109,31 @@ __global__ void __launch_bounds__(256)
     if (!x)
         return;
     x += (size_t)blockIdx.x * n;
+    unsigned top = 0;
+    auto put = [&](int i, float v) {
+        bf16 b = to_bf(v);
+        (CODED ? whole : x)[i] = b;
+        top = max(top, (unsigned)__bfloat16_as_ushort(b) & 0x7fffu);
+    };
     if (plain)
         for (int i = threadIdx.x; i < n; i += 256)
-            x[i] = to_bf(h[i]);
+            put(i, h[i]);
     else
-        row.run([&](int i) { return h[i]; }, /* own elements: no barrier */
-                [&](int i, float v) { x[i] = to_bf(v); }, n, k);
+        row.run([&](int i) { return h[i]; }, put, n, k); /* own elements: no barrier */
+    if (CODED)
+        code_row(x, (unsigned char *)coded.q + (size_t)blockIdx.x * n, coded.scale + blockIdx.x,
+                 whole, top, n);
 }
 
 extern "C" void launch_add_norm(cuda_stream s, void *x, float *h, const void *add, float add_scale,
-                                const struct norm_args *norm, int rows, int n)
+                                const struct norm_args *norm, int rows, int n,
+                                const struct coded *coded)
 {
     norm_args none = {};
-    launch_after(s, add_norm_kernel, dim3(rows), dim3(256), 0, (bf16 *)x, h, (const bf16 *)add,
-                 add_scale, norm ? *norm : none, norm == NULL, n);
+    struct coded nowhere = {};
+    launch_after(s, coded ? add_norm_kernel<true> : add_norm_kernel<false>, dim3(rows), dim3(256),
+                 coded ? n * (int)sizeof(bf16) : 0, (bf16 *)x, h, (const bf16 *)add, add_scale,
+                 norm ? *norm : none, norm == NULL, n, coded ? *coded : nowhere);
 }
 
 /* One block a row; rows are x_stride values apart in x and in y. */
@@ -219,6 +253,22 @@ extern "C" void launch_copy_blocks(cuda_stream s, void *cache, const int32_t *sr
                  0, (char *)cache, src_dst, n_copies, block_bytes);
 }
 
+/* One warp: a head's n values, n % 4 == 0, as e4m3. */
+__device__ void code_head(unsigned char *to, float *scale, const float *x, int n)
+{
+    const int lane = threadIdx.x % 32;
+    unsigned top = 0;
+    for (int i = lane; i < n; i += 32)
+        top = max(top, __float_as_uint(x[i]) & 0x7fffffffu);
+    const float s = code_scale(__uint_as_float(__reduce_max_sync(0xffffffffu, top)));
+    const float inv = __frcp_rn(s);
+    if (lane == 0)
+        *scale = s;
+    for (int i = lane * 4; i < n; i += 128)
+        *(unsigned *)(to + i) = code2(__fmul_rn(x[i], inv), __fmul_rn(x[i + 1], inv)) |
+                                code2(__fmul_rn(x[i + 2], inv), __fmul_rn(x[i + 3], inv)) << 16;
+}
+
 /* One warp a (token, head): heads are q, then k, then v. Lane l owns elements l, l + 32, ... in
  * shared memory, where the rotation pairs them. Angles are made in f32 as transformers does. */
 __global__ void qkv_rope_cache_kernel(bf16 *qkv, struct kv_cache kv, struct step_arrays a,
@@ -279,8 +329,13 @@ __global__ void qkv_rope_cache_kernel(bf16 *qkv, struct kv_cache kv, struct step
     if (slot < 0)
         return;
     size_t block = slot / shape.block_size, offset = slot % shape.block_size;
-    bf16 *to = (bf16 *)(is_v ? kv.v : kv.k) +
-               ((block * shape.n_kv_heads + kv_head) * shape.block_size + offset) * n;
+    size_t at = (block * shape.n_kv_heads + kv_head) * shape.block_size + offset;
+    if (kv.k_scale) {
+        code_head((unsigned char *)(is_v ? kv.v : kv.k) + at * n,
+                  (is_v ? kv.v_scale : kv.k_scale) + at, x, n);
+        return;
+    }
+    bf16 *to = (bf16 *)(is_v ? kv.v : kv.k) + at * n;
     for (int i = lane; i < n; i += 32)
         to[i] = to_bf(x[i]);
 }

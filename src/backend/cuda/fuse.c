@@ -2,7 +2,8 @@
  *
  * The forward pass asks for one op after the other. With few rows each is a microsecond or two of
  * work, and a launch costs as much; so a norm or a narrow product is held back until the next op is
- * known. norm + product: the product norms its own input. product + residual addition, product +
+ * known. norm + product: the product norms its own input, or the norm writes e4m3 for an FP8
+ * product, at any number of rows. product + residual addition, product +
  * gated activation: the product does it as it writes. Anything else launches what is held first.
  * Bits are the same either way (narrow.cu).
  * SPDX-License-Identifier: Apache-2.0 */
@@ -25,10 +26,13 @@ void run_narrow(struct device *d, const struct narrow_args *a)
     cuda_note(d, "a narrow product");
 }
 
-static void run_norm(struct device *d, void *x, float *h, const void *add, float add_scale,
-                     const struct norm_args *norm, int rows, int n)
+/* The norm that is held; its rows as e4m3 too if `coded`. */
+static void run_norm(struct device *d, const struct coded *coded)
 {
-    launch_add_norm(d->stream, x, h, add, add_scale, norm, rows, n);
+    const struct held h = d->held;
+    d->held.kind = HELD_NOTHING;
+    launch_add_norm(d->stream, h.a.x_out, (float *)h.a.h, h.add, h.add_scale,
+                    h.plain ? NULL : &h.a.norm, h.a.m, h.a.cols, coded);
     cuda_note(d, "add_norm");
 }
 
@@ -38,18 +42,42 @@ void fuse_flush(struct device *d)
     struct narrow_args a = held->a;
     if (held->kind == HELD_LINEAR)
         run_narrow(d, &a);
-    if (held->kind == HELD_NORM) {
-        held->kind = HELD_NOTHING;
-        run_norm(d, a.x_out, (float *)a.h, NULL, 0, &a.norm, a.m, a.cols);
+    if (held->kind == HELD_NORM)
+        run_norm(d, NULL);
+}
+
+void fuse_fp8(struct device *d, void *y, bool out_f32, const struct weight *w, const void *x,
+              int rows)
+{
+    SL_ASSERT(rows <= d->coded_rows && w->cols <= d->fp8_cols);
+    if (d->held.kind == HELD_NORM && d->held.a.x_out == x) {
+        run_norm(d, &d->coded);
+    } else {
+        fuse_flush(d);
+        launch_quantize(d->stream, &d->coded, x, rows, w->cols);
+        cuda_note(d, "quantize");
     }
+    launch_fp8_product(d->stream, y, out_f32, w->data, w->scale, w->rows, w->cols, &d->coded, rows);
+    cuda_note(d, "an FP8 product");
+}
+
+/* Whether a narrow product can do the norm that is held. */
+static bool narrow_norms(const struct held *h, const void *x)
+{
+    return h->kind == HELD_NORM && h->a.x_out == x && !h->add && !h->plain &&
+           h->a.m <= NARROW_NORM_MAX;
 }
 
 void fuse_linear(struct device *d, void *y, const struct weight *w, const void *x, int rows)
 {
     struct held *held = &d->held;
     if (!narrow_takes(d, w, rows)) {
-        fuse_flush(d);
-        gemm_run(d, y, false, w, x, rows);
+        if (w->format == W_FP8) {
+            fuse_fp8(d, y, false, w, x, rows);
+        } else {
+            fuse_flush(d);
+            gemm_run(d, y, false, w, x, rows);
+        }
         if (w->bias) {
             launch_add_bias(d->stream, y, w->bias, rows, w->rows);
             cuda_note(d, "add_bias");
@@ -58,7 +86,7 @@ void fuse_linear(struct device *d, void *y, const struct weight *w, const void *
     }
     struct narrow_args a = {
         .w = w->data, .rows = w->rows, .cols = w->cols, .x = x, .m = rows, .bias = w->bias, .y = y};
-    if (held->kind == HELD_NORM && held->a.x_out == x) {
+    if (narrow_norms(held, x)) {
         a.h = held->a.h;
         a.x_out = held->a.x_out;
         a.norm = held->a.norm;
@@ -83,14 +111,15 @@ void fuse_add_norm(struct device *d, void *x, float *h, const void *add, float a
     fuse_flush(d);
     if (!add && !x)
         return;
-    if (!add && norm && rows <= NARROW_NORM_MAX) {
-        *held = (struct held){
-            .kind = HELD_NORM,
-            .a = {.h = h, .x_out = x, .norm = k, .m = rows, .cols = n},
-        };
-        return;
-    }
-    run_norm(d, x, h, add, add_scale, norm ? &k : NULL, rows, n);
+    *held = (struct held){
+        .kind = HELD_NORM,
+        .add = add,
+        .add_scale = add_scale,
+        .plain = !norm,
+        .a = {.h = h, .x_out = x, .norm = k, .m = rows, .cols = n},
+    };
+    if (!x || (!d->fp8_cols && (add || !norm || rows > NARROW_NORM_MAX)))
+        run_norm(d, NULL); /* nothing that follows could take it in */
 }
 
 void fuse_act(struct device *d, void *y, const void *x, enum act_kind kind, bool gated, int rows,

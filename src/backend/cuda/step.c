@@ -56,11 +56,15 @@ static enum sl_status host_memory(void **out, size_t bytes, const char *what, st
 enum sl_status step_reserve(struct device *d, const struct batch_limits *l, struct sl_err *err)
 {
     size_t words = upload_words(l), rows = (size_t)l->max_samples;
+    enum sl_status st =
+        coded_reserve(d, l->max_logits > l->max_tokens ? l->max_logits : l->max_tokens, err);
+    if (st)
+        return st;
     if (words <= d->upload_cap && l->max_samples <= d->max_samples && l->max_seqs <= d->max_seqs)
         return SL_OK;
     step_fini(d);
-    enum sl_status st = cuda_check(cudaMalloc((void **)&d->upload_device, words * sizeof(int32_t)),
-                                   "a step's arrays", err);
+    st = cuda_check(cudaMalloc((void **)&d->upload_device, words * sizeof(int32_t)),
+                    "a step's arrays", err);
     for (int i = 0; st == SL_OK && i < CUDA_DEPTH; i++) {
         struct step_slot *s = &d->slot[i];
         st = host_memory((void **)&s->upload, words * sizeof(int32_t), "a step's upload buffer",
@@ -351,9 +355,13 @@ static int padded_rows(const struct device *d, const struct batch *b)
 static void copy_blocks(struct device *d, int g, const int32_t *pairs, int n)
 {
     for (int l = 0; l < d->n_kv[g]; l++) {
-        size_t bytes = d->block_bytes[g];
-        launch_copy_blocks(d->stream, d->kv[g][l].k, pairs, n, bytes);
-        launch_copy_blocks(d->stream, d->kv[g][l].v, pairs, n, bytes);
+        const struct kv_cache *kv = &d->kv[g][l];
+        launch_copy_blocks(d->stream, kv->k, pairs, n, d->block_bytes[g]);
+        launch_copy_blocks(d->stream, kv->v, pairs, n, d->block_bytes[g]);
+        if (kv->k_scale) {
+            launch_copy_blocks(d->stream, kv->k_scale, pairs, n, d->scale_bytes[g]);
+            launch_copy_blocks(d->stream, kv->v_scale, pairs, n, d->scale_bytes[g]);
+        }
     }
     if (g == d->seen_group)
         launch_copy_blocks(d->stream, d->seen, pairs, n, (size_t)d->block_size * sizeof *d->seen);

@@ -1,0 +1,239 @@
+/* FP8 on the CUDA device: rows become the codes and scales of base/fp8.h to the bit, alone and
+ * fused with a norm; products of codes are right and do not depend on their neighbours; a whole
+ * model's logits are the reference device's.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "backend/cuda/device.h"
+#include "support/drive.h"
+
+#include "base/fp8.h"
+#include "base/mem.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static const struct ops *ops;
+static struct device *dev;
+
+static int open_device(void **state)
+{
+    struct sl_err err = {0};
+    (void)state;
+    if (cuda_device_create(&ops, &dev, &err))
+        fail_msg("%s", err.msg);
+    return 0;
+}
+
+static int close_device(void **state)
+{
+    (void)state;
+    ops->destroy(dev);
+    return 0;
+}
+
+static void *take(size_t bytes)
+{
+    struct sl_err err = {0};
+    void *p = ops->alloc(dev, bytes, "a test", &err);
+    if (!p)
+        fail_msg("%s", err.msg);
+    return p;
+}
+
+static void put(void *to, const void *from, size_t bytes)
+{
+    assert_int_equal(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, dev->stream), 0);
+    assert_int_equal(cudaStreamSynchronize(dev->stream), 0);
+}
+
+static void fetch(void *to, const void *from, size_t bytes)
+{
+    assert_int_equal(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, dev->stream), 0);
+    assert_int_equal(cudaStreamSynchronize(dev->stream), 0);
+}
+
+static float draw(uint32_t *x)
+{
+    *x = *x * 1664525 + 1013904223;
+    float unit = (float)(int32_t)*x / 2147483648.0f;
+    return unit * unit * unit; /* from tiny to 1 */
+}
+
+/* ---- rows -------------------------------------------------------------------------------------
+ */
+
+static void check_rows(const uint16_t *x, const uint8_t *q, const float *scale, int rows, int n)
+{
+    float *row = mem_alloc((size_t)n, sizeof *row);
+    for (int r = 0; r < rows; r++) {
+        for (int i = 0; i < n; i++)
+            row[i] = bf16_f32(x[r * n + i]);
+        float want = e4m3_scale(max_magnitude(row, (size_t)n)), inv = 1 / want;
+        if (isnan(want)) {
+            assert_true(isnan(scale[r]));
+            continue;
+        }
+        assert_int_equal(f32_bits(scale[r]), f32_bits(want));
+        for (int i = 0; i < n; i++)
+            if (q[r * n + i] != f32_e4m3(row[i] * inv))
+                fail_msg("row %d of %d values: [%d] is code %d, not %d", r, n, i, q[r * n + i],
+                         f32_e4m3(row[i] * inv));
+    }
+    mem_free(row);
+}
+
+static void rows_become_codes(void **state)
+{
+    (void)state;
+    static const int widths[] = {16, 384, 4096, 14336, 16384, 20000};
+    enum { ROWS = 5 };
+    uint32_t seed = 3;
+    for (size_t w = 0; w < sizeof widths / sizeof *widths; w++) {
+        int n = widths[w];
+        size_t total = ROWS * (size_t)n;
+        uint16_t *x = mem_alloc(total, sizeof *x);
+        uint8_t *q = mem_alloc(total, 1);
+        float scale[ROWS];
+        for (size_t i = 0; i < total; i++)
+            x[i] = f32_bf16(draw(&seed) * (float)(1 + i / (size_t)n));
+        memset(x + n, 0, (size_t)n * sizeof *x); /* a row of zeros, one with NaN, one with Inf */
+        x[2 * n + n / 2] = 0x7fc1;
+        x[3 * n + n - 1] = 0xff80;
+        struct coded to = {take(total), take(sizeof scale)};
+        void *from = take(total * 2);
+        put(from, x, total * 2);
+        launch_quantize(dev->stream, &to, from, ROWS, n);
+        fetch(q, to.q, total);
+        fetch(scale, to.scale, sizeof scale);
+        check_rows(x, q, scale, ROWS, n);
+        ops->free(dev, from);
+        ops->free(dev, to.q);
+        ops->free(dev, to.scale);
+        mem_free(x);
+        mem_free(q);
+    }
+}
+
+/* norm with codes = norm, then codes. */
+static void norms_write_codes(void **state)
+{
+    (void)state;
+    static const int widths[] = {384, 4096, 8192};
+    enum { ROWS = 3 };
+    uint32_t seed = 5;
+    for (size_t w = 0; w < sizeof widths / sizeof *widths; w++) {
+        int n = widths[w];
+        size_t total = ROWS * (size_t)n;
+        float *h = mem_alloc(total, sizeof *h);
+        uint16_t *x[2] = {mem_alloc(total, 2), mem_alloc(total, 2)};
+        uint8_t *q = mem_alloc(total, 1);
+        float scale[ROWS];
+        for (size_t i = 0; i < total; i++)
+            h[i] = draw(&seed) * 3;
+        void *h_dev = take(total * sizeof *h), *x_dev = take(total * 2), *add = take(total * 2);
+        struct coded to = {take(total), take(sizeof scale)};
+        const struct norm_args norm = {.eps = 1e-5f, .rms = w != 1};
+        for (int i = 0; i < 2; i++) {
+            put(h_dev, h, total * sizeof *h);
+            launch_add_norm(dev->stream, x_dev, h_dev, add, 1, &norm, ROWS, n, i ? &to : NULL);
+            fetch(x[i], x_dev, total * 2);
+        }
+        fetch(q, to.q, total);
+        fetch(scale, to.scale, sizeof scale);
+        assert_memory_equal(x[0], x[1], total * 2);
+        check_rows(x[1], q, scale, ROWS, n);
+        void *all[] = {h_dev, x_dev, add, to.q, to.scale};
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+            ops->free(dev, all[i]);
+        mem_free(h);
+        mem_free(x[0]);
+        mem_free(x[1]);
+        mem_free(q);
+    }
+}
+
+/* ---- a whole model ----------------------------------------------------------------------------
+ */
+
+enum { N_TOKENS = 96 };
+
+struct seen {
+    float *logits;
+};
+
+static void keep(void *ctx, int item, int pos, const float *logits, int vocab)
+{
+    struct seen *s = ctx;
+    (void)item;
+    memcpy(s->logits + (size_t)pos * (size_t)vocab, logits, (size_t)vocab * sizeof(float));
+}
+
+static void run_model(struct drive_config c, const char *device, float **logits, int *vocab)
+{
+    int32_t tokens[N_TOKENS];
+    uint32_t x = 11;
+    c.device = device;
+    struct drive *d = drive_create(&c);
+    struct drive_seq seq;
+    for (int i = 0; i < N_TOKENS; i++) {
+        x = x * 1664525 + 1013904223;
+        tokens[i] = (int32_t)(x >> 8) % 8000 + 100;
+    }
+    *vocab = drive_vocab(d);
+    struct seen s = {mem_zalloc((size_t)N_TOKENS * (size_t)*vocab, sizeof(float))};
+    drive_seq_init(d, &seq, tokens, N_TOKENS, N_TOKENS);
+    struct drive_item it = {&seq, N_TOKENS, true};
+    drive_step(d, &it, 1, keep, &s);
+    drive_seq_fini(d, &seq);
+    drive_destroy(&d);
+    *logits = s.logits;
+}
+
+static void logits_of_the_reference(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *weights, *kv;
+    } way[] = {{NULL, NULL}, {"fp8", NULL}, {NULL, "fp8"}, {"fp8", "fp8"}};
+    for (size_t w = 0; w < sizeof way / sizeof *way; w++) {
+        const struct drive_config c = {.model = "models/pebble",
+                                       .dtype = SL_DTYPE_BF16,
+                                       .quantization = way[w].weights,
+                                       .kv_cache_dtype = way[w].kv,
+                                       .max_tokens = 128,
+                                       .max_seqs = 2,
+                                       .kv_tokens = 256};
+        float *want, *got;
+        int vocab;
+        if (way[w].kv && !attn_supports(64, true))
+            continue;
+        run_model(c, "ref", &want, &vocab);
+        run_model(c, "cuda", &got, &vocab);
+        double worst = 0, sum = 0, square = 0;
+        size_t n = (size_t)N_TOKENS * (size_t)vocab;
+        for (size_t i = 0; i < n; i++) {
+            double e = fabs((double)got[i] - (double)want[i]);
+            worst = e > worst ? e : worst;
+            sum += e * e;
+            square += (double)want[i] * (double)want[i];
+        }
+        double rms = sqrt(sum / square);
+        print_message("weights %s, KV %s: rms of the difference %.4f of the logits', worst %.3f\n",
+                      way[w].weights ? "fp8" : "bf16", way[w].kv ? "fp8" : "bf16", rms, worst);
+        assert_true(rms < 0.1 && rms > 0);
+        mem_free(want);
+        mem_free(got);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(rows_become_codes),
+                                       cmocka_unit_test(norms_write_codes),
+                                       cmocka_unit_test(logits_of_the_reference)};
+    return cmocka_run_group_tests(tests, open_device, close_device);
+}
