@@ -66,6 +66,7 @@ static bool open_real(struct bed *bed, const struct options *o, struct sl_err *e
         return false;
     sched_batch_limits(s, &limits);
     sched_destroy(&s);
+    runner_set_host_kv(e->runner, bed->cfg.layout.n_host_blocks);
     if (runner_take_kv(e->runner, bed->cfg.layout.n_blocks, &limits, err))
         return false;
     bed->what = xformat("%s on %s", options_model_name(o), e->be->name);

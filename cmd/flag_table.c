@@ -263,12 +263,15 @@ const struct flag flag_table[] = {
     {KV_ROW(FLAG_STRING, "prefix-caching-hash-algo"), .state = FLAG_NO_EFFECT, NOT_STORED,
      .shown = "sha256",
      .help = "Prefix hits always compare the tokens too, so the hash cannot matter."},
-    {KV_ROW(FLAG_DOUBLE, "kv-offloading-size"), .state = FLAG_LATER, NOT_STORED, .meta = "GIB",
-     .only = "0", .help = "Host memory for KV."},
+    {KV_ROW(FLAG_DOUBLE, "kv-offloading-size"), AT(engine.kv_offloading_size), .meta = "GIB",
+     .shown = "0",
+     .help = "Host memory for what the prefix cache lets go; a later hit brings it back."},
     {KV_ROW(FLAG_DOUBLE, "cpu-offload-gb"), .state = FLAG_LATER, NOT_STORED, .meta = "GB",
      .only = "0", .shown = "0", .help = "Weights in host memory."},
-    {KV_ROW(FLAG_DOUBLE, "swap-space"), .state = FLAG_NO_EFFECT, NOT_STORED, .meta = "GIB",
-     .help = "Preempted requests are recomputed."},
+    {KV_ROW(FLAG_DOUBLE, "swap-space"), AT(engine.swap_space), .meta = "GIB", .shown = "0",
+     .help =
+         "Host memory for the KV of preempted requests, where that is quicker than computing it "
+         "again."},
 
     /* ---- scheduler */
     {SCHED_ROW(FLAG_INT, "max-num-seqs"), AT(engine.max_num_seqs), .shown = "the device's",

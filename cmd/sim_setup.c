@@ -2,6 +2,7 @@
 #include "sim_setup.h"
 
 #include "backend/sim/sim.h"
+#include "engine/sizes.h"
 #include "model/model.h"
 
 #include <string.h>
@@ -84,6 +85,13 @@ bool sim_setup_make(struct sim_setup *s, const struct options *o, struct sl_err 
         return SL_FAIL(err, SL_ENOMEM, "no memory is left for a KV block of %.0f bytes",
                        bytes_per_block) == SL_OK;
     c->layout.n_blocks = n_blocks < 1 << 20 ? (int)n_blocks : 1 << 20;
+    const struct machine machine = {.flops_per_token = s->flops_per_token,
+                                    .flops_per_s = gpu ? 450e12 : 3e12,
+                                    .host_bytes_per_s = gpu ? 50e9 : 10e9};
+    struct sl_config host = *e;
+    host.device = SL_DEVICE_SIM;
+    if (sizes_host_kv(c, &host, &machine, err))
+        return false;
     if (c->max_model_len > c->layout.n_blocks * c->layout.block_size)
         c->max_model_len = c->layout.n_blocks * c->layout.block_size;
     if (c->max_model_len < 2)

@@ -116,8 +116,11 @@ struct sl_config {
     int64_t kv_cache_bytes;       /* 0: computed */
     int num_blocks_override;      /* 0: computed from bytes */
     float gpu_memory_utilization; /* 0.92 */
-    bool enable_prefix_caching;   /* true */
-    bool enable_chunked_prefill;  /* true; false means SL_POLICY_PREFILL_FIRST */
+    /* Host memory for KV, GiB: of preempted requests, and of what the prefix cache lets go. 0: they
+     * are computed again. */
+    double swap_space, kv_offloading_size;
+    bool enable_prefix_caching;  /* true */
+    bool enable_chunked_prefill; /* true; false means SL_POLICY_PREFILL_FIRST */
     enum sl_policy policy;
     enum sl_order order;
     int max_num_partial_prefills;     /* 1 */

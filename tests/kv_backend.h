@@ -3,9 +3,9 @@
  * A cell of the cache holds the hash of all tokens up to its position; a sampled token is a hash of
  * every cell that its row can see, read through the block table. So a token is right only if every
  * block of the sequence holds what it should, however it came there: computed, found in the prefix
- * cache, shared and copied, or computed again. expected_tokens() says what is right, from the
- * tokens alone. A step is computed when it is collected, from the batch as it then is.
- * SPDX-License-Identifier: Apache-2.0 */
+ * cache, shared and copied, brought back from host memory, or computed again. expected_tokens()
+ * says what is right, from the tokens alone. A step is computed when it is collected, from the
+ * batch as it then is. SPDX-License-Identifier: Apache-2.0 */
 #ifndef TESTS_KV_BACKEND_H
 #define TESTS_KV_BACKEND_H
 
@@ -106,9 +106,10 @@ static inline void kvb_compute(struct kv_backend *k, const struct batch *b)
     const struct kv_layout *l = &k->be.layout;
     size_t block = (size_t)l->block_size;
     for (int i = 0; i < b->n_copies; i++) {
-        uint64_t *cell = k->cell[b->copy[i].group];
-        memcpy(cell + (size_t)b->copy[i].dst * block, cell + (size_t)b->copy[i].src * block,
-               block * sizeof *cell);
+        const struct block_copy *c = &b->copy[i];
+        uint64_t *cell = k->cell[c->group];
+        memcpy(cell + block_copy_dst(c, l->n_blocks) * block,
+               cell + block_copy_src(c, l->n_blocks) * block, block * sizeof *cell);
     }
     for (int s = 0; s < b->n_seqs; s++)
         for (int r = b->q_start[s]; r < b->q_start[s + 1]; r++) {
@@ -215,7 +216,7 @@ static inline struct backend *kv_backend_make(const struct kv_layout *layout, in
     static const struct backend_ops ops = {kvb_submit, kvb_collect, kvb_now,
                                            NULL,       kvb_destroy, NULL};
     struct kv_backend *k = calloc(1, sizeof *k);
-    size_t n = (size_t)layout->n_blocks * (size_t)layout->block_size;
+    size_t n = (size_t)(layout->n_blocks + layout->n_host_blocks) * (size_t)layout->block_size;
     k->be = (struct backend){
         .ops = &ops, .name = "kv", .depth = depth, .layout = *layout, .vocab_size = KVB_VOCAB};
     for (int g = 0; g < layout->n_groups; g++)

@@ -207,7 +207,7 @@ static inline void world_fini(struct world *w)
     struct sched_stats st;
     sched_get_stats(world_sched(w), &st);
     if (core_idle(w->core))
-        assert_int_equal(st.n_blocks_used, 0);
+        assert_int_equal(st.n_blocks_used + st.n_host_blocks_used, 0);
     core_destroy(&w->core);
     while (w->head) {
         struct rec *rec = w->head;

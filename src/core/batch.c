@@ -19,7 +19,8 @@ static bool plan_array(size_t *total, size_t n, size_t size)
 static bool limits_ok(const struct batch_limits *l)
 {
     return l->max_tokens > 0 && l->max_seqs > 0 && l->max_blocks > 0 && l->max_samples > 0 &&
-           l->max_logits > 0 && l->n_groups > 0 && l->n_groups <= KV_GROUPS_MAX;
+           l->max_logits > 0 && l->max_copies >= 0 && l->n_groups > 0 &&
+           l->n_groups <= KV_GROUPS_MAX;
 }
 
 enum sl_status batch_create(struct batch **out, const struct batch_limits *limits,
@@ -110,7 +111,7 @@ void batch_check(const struct batch *b, const struct kv_layout *layout)
     SL_ASSERT(b->n_tokens > 0 && b->n_tokens <= l->max_tokens);
     SL_ASSERT(b->n_seqs > 0 && b->n_seqs <= l->max_seqs);
     SL_ASSERT(b->n_logits <= l->max_logits && b->n_samples <= l->max_samples);
-    SL_ASSERT(b->n_plogprobs <= l->max_logits && b->n_copies <= l->n_groups * l->max_seqs);
+    SL_ASSERT(b->n_plogprobs <= l->max_logits && b->n_copies <= l->max_copies);
     SL_ASSERT(b->q_start[0] == 0 && b->q_start[b->n_seqs] == b->n_tokens);
     for (int s = 0; s < b->n_seqs; s++)
         check_sequence(b, s, layout);
@@ -131,8 +132,11 @@ void batch_check(const struct batch *b, const struct kv_layout *layout)
     }
     for (int i = 0; i < b->n_copies; i++) {
         const struct block_copy *c = &b->copy[i];
-        SL_ASSERT(c->group >= 0 && c->group < l->n_groups && c->src != c->dst);
-        SL_ASSERT(c->src >= 0 && c->src < layout->n_blocks);
-        SL_ASSERT(c->dst >= 0 && c->dst < layout->n_blocks);
+        int n_src = c->kind == COPY_FROM_HOST ? layout->n_host_blocks : layout->n_blocks;
+        int n_dst = c->kind == COPY_TO_HOST ? layout->n_host_blocks : layout->n_blocks;
+        SL_ASSERT(c->kind >= 0 && c->kind < N_COPY_KINDS);
+        SL_ASSERT(c->group >= 0 && c->group < l->n_groups);
+        SL_ASSERT(c->kind != COPY_ON_DEVICE || c->src != c->dst);
+        SL_ASSERT(c->src >= 0 && c->src < n_src && c->dst >= 0 && c->dst < n_dst);
     }
 }

@@ -34,13 +34,24 @@ struct batch_limits {
     int max_samples; /* sample rows */
     int max_logits;  /* logit rows */
     int n_groups;
+    int max_copies; /* KV blocks copied before the step */
 };
 
-/* A whole KV block to copy before the step computes (copy on write), in every layer of the group.
- */
+/* A whole KV block to copy before the step computes, in every layer of the group: on write of a
+ * shared one, to host memory, or back from there (layout.n_host_blocks). */
+enum copy_kind { COPY_ON_DEVICE, COPY_TO_HOST, COPY_FROM_HOST, N_COPY_KINDS };
 struct block_copy {
-    int32_t group, src, dst;
+    int32_t kind, group, src, dst;
 };
+/* For a cache that is in host memory itself, where those blocks follow the n_blocks others. */
+static inline size_t block_copy_src(const struct block_copy *c, int n_blocks)
+{
+    return (size_t)c->src + (c->kind == COPY_FROM_HOST ? (size_t)n_blocks : 0);
+}
+static inline size_t block_copy_dst(const struct block_copy *c, int n_blocks)
+{
+    return (size_t)c->dst + (c->kind == COPY_TO_HOST ? (size_t)n_blocks : 0);
+}
 
 /* Draw the token at position `pos` (the next one) of `seq` from logits row `logit`. */
 struct sample_row {
@@ -89,7 +100,7 @@ struct pool_row {
     X(sample, struct sample_row, l->max_samples)                                                 \
     X(plogprob, struct plogprob_row, l->max_logits)                                              \
     X(pool, struct pool_row, l->max_seqs)                                                        \
-    X(copy, struct block_copy, (size_t)l->n_groups * l->max_seqs)
+    X(copy, struct block_copy, l->max_copies)
 
 struct batch {
     struct batch_limits limits;

@@ -39,6 +39,8 @@ void sequence_check(const struct sequence *s, int block_size)
     for (int g = 0; g < KV_GROUPS_MAX; g++) {
         const struct block_table *t = &s->table[g];
         SL_ASSERT(t->n >= 0 && t->n <= t->cap);
-        SL_ASSERT(t->n == 0 || (s->state == SEQ_RUNNING && t->n * block_size >= s->n_computed));
+        SL_ASSERT(!s->swapped || s->state == SEQ_WAITING);
+        SL_ASSERT(t->n == 0 ||
+                  ((s->state == SEQ_RUNNING || s->swapped) && t->n * block_size >= s->n_computed));
     }
 }

@@ -6,7 +6,8 @@
  * Invariants, verified by sequence_check():
  *   0 < n_prompt <= n_tokens <= cap_tokens, while it is not finished;
  *   n_computed <= n_tokens + n_inflight: the cache never runs ahead of what is known or sampled;
- *   every block table covers n_computed positions while the sequence runs, and is empty otherwise;
+ *   every block table covers n_computed positions while the sequence runs or is swapped, and is
+ *   empty otherwise;
  *   row >= 0 exactly while it runs;
  *   n_inflight <= n_steps_held;
  *   n_draft > 0 only while its step is in flight, and that step is the only one.
@@ -77,6 +78,7 @@ struct sequence {
                                step in flight then, as guesses continue known tokens */
     bool plain_stop;        /* scheduler: nothing but eos and limit ends it */
     bool abort;             /* cancel at the next plan (set by the engine thread) */
+    bool swapped;           /* scheduler: waiting, its tables name blocks in host memory */
     /* On the backend's clock, 0: not yet. last_token_ns changes after the token was reported, so
      * that the report can tell the time since the one before. */
     int64_t first_token_ns, last_token_ns;

@@ -142,7 +142,8 @@ struct sl_engine {
     struct stats {
         int64_t last_ns;
         bool active; /* something happened since the last line */
-        uint64_t prompt_tokens, generation_tokens, preemptions, prefix_queries, prefix_hits;
+        uint64_t prompt_tokens, generation_tokens, preemptions, prefix_queries, prefix_hits,
+            host_queries, host_hits;
         uint64_t logged_prompt, logged_generation, logged_preemptions;
         struct sl_draft_stats drafts, logged_drafts;
     } stats;

@@ -187,11 +187,17 @@ static enum sl_status see_machine(struct sl_engine *e, const struct model_info *
         .memory_left = (uint64_t)limits_memory_available(),
         .flops_per_token = mi->flops_per_token ? (double)mi->flops_per_token : 1,
         .core_flops_per_s = 100e9, /* of a simulated one, so that sizes don't depend on the host */
+        .host_bytes_per_s = 10e9,
     };
     if (cfg->device == SL_DEVICE_REF)
         m->core_flops_per_s = 1e9;
     else if (cfg->device != SL_DEVICE_SIM)
         m->core_flops_per_s = cpu_isa_core_flops(cpu_isa_current());
+    m->flops_per_s = m->threads * m->core_flops_per_s;
+    if (cfg->device == SL_DEVICE_CUDA || cfg->device == SL_DEVICE_SIM) {
+        m->flops_per_s = 450e12; /* of Hopper; what came before it is slower in both alike */
+        m->host_bytes_per_s = 50e9;
+    }
     if (cfg->device == SL_DEVICE_SIM && strcmp(cfg->sim_device, "h200") == 0) {
         m->memory = UINT64_C(139) << 30;
         m->memory_left = m->memory > mi->weight_bytes ? m->memory - mi->weight_bytes : 0;
@@ -220,6 +226,26 @@ static enum sl_status size_whole_prompts(struct sl_config *cfg, int longest, str
         cfg->max_num_batched_tokens = longest > USUAL ? longest : USUAL;
     cfg->enable_prefix_caching = false; /* K and V depend on what follows */
     return SL_OK;
+}
+
+static void log_sizes(const struct sl_engine *e, const struct kv_sizes *kv)
+{
+    const struct sl_config *cfg = &e->cfg;
+    const struct kv_layout *layout = &e->sched_cfg.layout;
+    char tokens[32], len[32];
+    if (cfg->max_model_len < 0)
+        log_info("Using max model len %d", kv->max_model_len);
+    log_info("Available KV cache memory: %.2f GiB",
+             (double)kv->n_blocks * (double)sizes_block_bytes(layout) / GIB);
+    log_info("GPU KV cache size: %s tokens, Maximum concurrency for %s tokens per request: %.2fx",
+             commas(tokens, sizeof tokens, kv->n_tokens),
+             commas(len, sizeof len, (uint64_t)kv->max_model_len),
+             (double)kv->n_tokens / kv->max_model_len);
+    if (layout->n_host_blocks)
+        log_info("Host memory for KV: %.2f GiB, %s tokens",
+                 cfg->swap_space + cfg->kv_offloading_size,
+                 commas(tokens, sizeof tokens,
+                        (uint64_t)layout->n_host_blocks * (uint64_t)layout->block_size));
 }
 
 static enum sl_status set_sizes(struct sl_engine *e, const struct model_info *mi,
@@ -255,21 +281,16 @@ static enum sl_status set_sizes(struct sl_engine *e, const struct model_info *mi
     if (st)
         return st;
     layout->n_blocks = kv.n_blocks;
+    if ((st = sizes_host_kv(&e->sched_cfg, cfg, &m, err)))
+        return st;
+    if (e->runner)
+        runner_set_host_kv(e->runner, layout->n_host_blocks);
     e->info.max_model_len = kv.max_model_len;
     e->info.n_kv_blocks = kv.n_blocks;
     e->info.block_size = layout->block_size;
     e->info.max_num_seqs = cfg->max_num_seqs;
     e->info.max_num_batched_tokens = cfg->max_num_batched_tokens;
-
-    char tokens[32], len[32];
-    if (cfg->max_model_len < 0)
-        log_info("Using max model len %d", kv.max_model_len);
-    log_info("Available KV cache memory: %.2f GiB",
-             (double)kv.n_blocks * (double)sizes_block_bytes(layout) / GIB);
-    log_info("GPU KV cache size: %s tokens, Maximum concurrency for %s tokens per request: %.2fx",
-             commas(tokens, sizeof tokens, kv.n_tokens),
-             commas(len, sizeof len, (uint64_t)kv.max_model_len),
-             (double)kv.n_tokens / kv.max_model_len);
+    log_sizes(e, &kv);
     return SL_OK;
 }
 
@@ -366,6 +387,10 @@ static enum sl_status check_config(const struct sl_config *c, struct sl_err *err
             return SL_FAIL_PARAM(err, SL_EINVAL, range[i].name, "%s must be from %d to %d, got %d",
                                  range[i].name, range[i].min, range[i].max, v);
     }
+    if (!(c->swap_space >= 0 && c->kv_offloading_size >= 0))
+        return SL_FAIL_PARAM(err, SL_EINVAL,
+                             c->swap_space >= 0 ? "kv_offloading_size" : "swap_space",
+                             "swap_space and kv_offloading_size must not be negative");
     if (c->kv_cache_bytes < 0)
         return SL_FAIL_PARAM(err, SL_EINVAL, "kv_cache_bytes", "kv_cache_bytes is negative");
     if (!(c->gpu_memory_utilization > 0 && c->gpu_memory_utilization <= 1))

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "engine/sizes.h"
 
+#include "base/limits.h"
 #include "base/status.h"
 
 static const double GIB = 1024.0 * 1024.0 * 1024.0;
@@ -81,5 +82,27 @@ enum sl_status sizes_kv(struct kv_sizes *out, const struct sl_config *cfg,
             len, (double)((len + l->block_size - 1) / l->block_size) * (double)block_bytes / GIB,
             (double)n * (double)block_bytes / GIB, (int)(fits < (uint64_t)len ? fits : 0));
     *out = (struct kv_sizes){.n_blocks = (int)n, .max_model_len = len, .n_tokens = fits};
+    return SL_OK;
+}
+
+enum sl_status sizes_host_kv(struct sched_config *s, const struct sl_config *cfg,
+                             const struct machine *m, struct sl_err *err)
+{
+    double bytes = (cfg->swap_space + cfg->kv_offloading_size) * GIB, block = 0;
+    double available = (double)limits_memory_available();
+    for (int g = 0; g < s->layout.n_groups; g++)
+        block += (double)s->layout.group[g].bytes_per_token * s->layout.block_size;
+    if (cfg->device != SL_DEVICE_SIM && available > 0 && bytes > available)
+        return SL_FAIL_PARAM(err, SL_ENOMEM,
+                             cfg->swap_space > 0 ? "swap_space" : "kv_offloading_size",
+                             "swap_space and kv_offloading_size ask for %.2f GiB of host memory, "
+                             "%.2f GiB are available",
+                             bytes / GIB, available / GIB);
+    double n = bytes / block, most = INT32_MAX / s->layout.block_size;
+    s->layout.n_host_blocks = (int)(n < most ? n : most);
+    s->swap = cfg->swap_space > 0 && s->layout.n_host_blocks;
+    s->offload = cfg->kv_offloading_size > 0 && s->layout.n_host_blocks;
+    s->host_bytes_per_s = m->host_bytes_per_s;
+    s->token_ns = m->flops_per_token * 1e9 / m->flops_per_s;
     return SL_OK;
 }

@@ -6,8 +6,7 @@
 #ifndef SL_ENGINE_SIZES_H
 #define SL_ENGINE_SIZES_H
 
-#include "core/kvlayout.h"
-#include "sluice.h"
+#include "sched/sched.h"
 
 /* What the defaults depend on. */
 struct machine {
@@ -17,6 +16,7 @@ struct machine {
     uint64_t memory;      /* the device's own in all, 0: it has none */
     uint64_t step_bytes;  /* what a step's buffers will take of it */
     double flops_per_token, core_flops_per_s; /* the latter of a host device */
+    double flops_per_s, host_bytes_per_s; /* estimates: prefill, copies to host memory and back */
 };
 
 /* Fills max_num_batched_tokens and max_num_seqs where they are 0, and turns
@@ -35,5 +35,9 @@ struct kv_sizes {
 SL_MUST_CHECK enum sl_status sizes_kv(struct kv_sizes *out, const struct sl_config *cfg,
                                       const struct kv_layout *l, uint64_t kv_bytes,
                                       int max_position, struct sl_err *err);
+/* KV in host memory: how many blocks, what for, and what copying and computing take. SL_ENOMEM:
+ * there is not so much of it. */
+SL_MUST_CHECK enum sl_status sizes_host_kv(struct sched_config *s, const struct sl_config *cfg,
+                                           const struct machine *m, struct sl_err *err);
 
 #endif

@@ -72,6 +72,8 @@ void stats_after_step(struct sl_engine *e, bool stepped)
     add_since(e->metrics, M_PREEMPTIONS, s.n_preemptions, &t->preemptions);
     add_since(e->metrics, M_PREFIX_QUERIES, s.prefix_queries, &t->prefix_queries);
     add_since(e->metrics, M_PREFIX_HITS, s.prefix_hits, &t->prefix_hits);
+    add_since(e->metrics, M_EXTERNAL_QUERIES, s.host_queries, &t->host_queries);
+    add_since(e->metrics, M_EXTERNAL_HITS, s.host_hits, &t->host_hits);
     if (e->proposer)
         count_drafts(e, &s);
     if (!stepped)

@@ -80,6 +80,8 @@ struct runner; /* begins with a struct backend */
 /* Checks and loads the weights. */
 SL_MUST_CHECK enum sl_status runner_create(struct runner **out, const struct runner_config *cfg,
                                            struct sl_err *err);
+/* Before memory is taken: KV blocks in host memory beside it. */
+void runner_set_host_kv(struct runner *r, int n_blocks);
 /* Takes n_blocks of KV memory and the activation buffers for `limits`; after this it can run. */
 SL_MUST_CHECK enum sl_status runner_take_kv(struct runner *r, int n_blocks,
                                             const struct batch_limits *limits, struct sl_err *err);

@@ -585,6 +585,11 @@ static enum sl_status take_buffers(struct runner *r, const struct batch_limits *
     return step_result_create(&r->piece, limits, err);
 }
 
+void runner_set_host_kv(struct runner *r, int n_blocks)
+{
+    r->base.layout.n_host_blocks = n_blocks;
+}
+
 enum sl_status runner_take_kv(struct runner *r, int n_blocks, const struct batch_limits *limits,
                               struct sl_err *err)
 {

@@ -34,8 +34,6 @@ bool admit(struct sched *s, struct sequence *q, int reserve, int spare)
     beam_admitted(s, q);
     if (q->n_preempted == 0) {
         q->n_cached = q->n_computed;
-        s->stats.prefix_queries += (uint64_t)q->n_tokens;
-        s->stats.prefix_hits += (uint64_t)q->n_cached;
         s->stats.prompt_tokens_cached += (uint64_t)q->n_cached;
         if (q->first_scheduled_ns == 0)
             q->first_scheduled_ns = s->now_ns;
@@ -52,19 +50,20 @@ void preempt(struct sched *s, struct sequence *q)
         return;
     }
     queue_remove(&s->running, q);
-    blocks_release(s, q);
+    if (!swap_out(s, q))
+        blocks_release(s, q);
     row_give(s, q);
     q->state = SEQ_WAITING;
     q->n_preempted++;
     queue_push_early(&s->waiting, q);
 }
 
-void grow_running(struct sched *s, struct batch *b)
+void grow_running(struct sched *s)
 {
     for (struct sequence *q = s->running.head; q; q = q->next) {
         if (!seq_ready(s, q) || seq_todo(q) > 1)
             continue;
-        while (!blocks_cover(s, q, q->n_computed + 1, b)) {
+        while (!blocks_cover(s, q, q->n_computed + 1)) {
             struct sequence *last = s->running.tail;
             bool own = last == q || (last->req == q->req && q->req->beam); /* beams go together */
             preempt(s, last);

@@ -5,9 +5,9 @@
 
 #include <string.h>
 
-/* Positions that a group needs blocks for at admission. A window's blocks come back as it moves, so
- * a long prompt needs no more than the window and one chunk. */
-static int cover_at_admission(const struct sched *s, int group, int n_hit, int reserve)
+/* A window's blocks come back as it moves, so a long prompt needs no more than the window and one
+ * chunk. */
+int blocks_at_admission(const struct sched *s, int group, int n_hit, int reserve)
 {
     int window = s->cfg.layout.group[group].window;
     int64_t most = (int64_t)n_hit * s->cfg.layout.block_size + window +
@@ -15,8 +15,7 @@ static int cover_at_admission(const struct sched *s, int group, int n_hit, int r
     return window && !s->by_batch && most < reserve ? (int)most : reserve;
 }
 
-/* A free block. The proposer hears of it if its own cache lives under these numbers. */
-static bool take_block(struct sched *s, int group, int32_t *blk)
+bool blocks_take(struct sched *s, int group, int32_t *blk)
 {
     struct proposer *p = s->proposer;
     if (kvpool_take(s->pool, group, blk))
@@ -26,14 +25,13 @@ static bool take_block(struct sched *s, int group, int32_t *blk)
     return true;
 }
 
-/* Appends blocks until the table covers n positions. false: none left; what was taken stays. */
-static bool extend(struct sched *s, int group, struct block_table *t, int n)
+bool blocks_extend(struct sched *s, int group, struct block_table *t, int n)
 {
     int want = ceil_div(n, s->cfg.layout.block_size);
     if (want > t->n && !intpool_grow(&s->ints, &t->block, &t->cap, t->n, want))
         return false;
     for (; t->n < want; t->n++)
-        if (!take_block(s, group, &t->block[t->n]))
+        if (!blocks_take(s, group, &t->block[t->n]))
             return false;
     return true;
 }
@@ -41,7 +39,7 @@ static bool extend(struct sched *s, int group, struct block_table *t, int n)
 static bool fits(const struct sched *s, struct sequence *q, int n_hit, int reserve, int spare)
 {
     for (int g = 0; g < s->cfg.layout.n_groups; g++) {
-        int cover = cover_at_admission(s, g, n_hit, reserve);
+        int cover = blocks_at_admission(s, g, n_hit, reserve);
         int need = ceil_div(cover, s->cfg.layout.block_size) - n_hit +
                    kvpool_match_free(s->pool, g, n_hit);
         if (need + spare > kvpool_n_free(s->pool, g)) {
@@ -52,6 +50,18 @@ static bool fits(const struct sched *s, struct sequence *q, int n_hit, int reser
     return true;
 }
 
+/* Blocks that the prefix cache gave a new sequence, on the device and from host memory. */
+static void count_hits(struct sched *s, const struct sequence *q, int n_here, int n_loaded)
+{
+    uint64_t size = (uint64_t)s->cfg.layout.block_size, here = (uint64_t)n_here * size;
+    s->stats.prefix_queries += (uint64_t)q->n_tokens;
+    s->stats.prefix_hits += here;
+    if (s->cfg.layout.n_host_blocks) {
+        s->stats.host_queries += (uint64_t)q->n_tokens - here;
+        s->stats.host_hits += (uint64_t)n_loaded * size;
+    }
+}
+
 bool blocks_admit(struct sched *s, struct sequence *q, int reserve, int spare)
 {
     int size = s->cfg.layout.block_size, n_groups = s->cfg.layout.n_groups;
@@ -59,6 +69,8 @@ bool blocks_admit(struct sched *s, struct sequence *q, int reserve, int spare)
      */
     if (q->admit_need + spare > kvpool_n_free(s->pool, 0))
         return false;
+    if (q->swapped)
+        return swap_in(s, q, reserve, spare);
     bool all_rows = (q->index == 0 && q->req->params.p.prompt_logprobs != SL_NONE &&
                      q->n_plogprobs < q->n_prompt - 1) || /* a hit would compute no logits */
                     pooling_wants_all(q->req->pooling);
@@ -72,15 +84,19 @@ bool blocks_admit(struct sched *s, struct sequence *q, int reserve, int spare)
         if (!intpool_grow(&s->ints, &t->block, &t->cap, 0, ceil_div(reserve, size)))
             return false;
     }
+    int n_loaded[KV_GROUPS_MAX] = {0};
     if (n_hit)
         kvpool_adopt(s->pool, n_hit, q->table, &q->chain);
     for (int g = 0; g < n_groups; g++) {
-        bool took = extend(s, g, &q->table[g], cover_at_admission(s, g, n_hit, reserve));
+        n_loaded[g] = load_away(s, g, &q->table[g]);
+        bool took = blocks_extend(s, g, &q->table[g], blocks_at_admission(s, g, n_hit, reserve));
         SL_ASSERT(took);
     }
     q->n_computed = n_hit * size;
     q->n_hashed = n_hit;
     q->admit_need = 0;
+    if (q->n_preempted == 0)
+        count_hits(s, q, n_hit - n_loaded[0], n_loaded[0]);
     return true;
 }
 
@@ -98,16 +114,19 @@ static void free_behind_window(struct sched *s, int group, struct block_table *t
 }
 
 /* The block that position `pos` is written to becomes q's own. */
-static bool own_block(struct sched *s, int group, struct sequence *q, int pos, struct batch *b)
+static bool own_block(struct sched *s, int group, struct sequence *q, int pos)
 {
     struct block_table *t = &q->table[group];
     int i = pos / s->cfg.layout.block_size;
     if (i >= t->n || kvpool_refs(s->pool, group, t->block[i]) == 1)
         return true;
     int32_t blk;
-    if (!take_block(s, group, &blk))
+    if (!blocks_take(s, group, &blk))
         return false;
-    b->copy[b->n_copies++] = (struct block_copy){.group = group, .src = t->block[i], .dst = blk};
+    if (!kvpool_copy(s->pool, group, t->block[i], blk)) {
+        kvpool_drop(s->pool, group, blk);
+        return false;
+    }
     kvpool_drop(s->pool, group, t->block[i]);
     t->block[i] = blk;
     if (s->proposer && group == s->proposer->group && q->n_drafted > i * s->cfg.layout.block_size)
@@ -115,12 +134,12 @@ static bool own_block(struct sched *s, int group, struct sequence *q, int pos, s
     return true;
 }
 
-bool blocks_cover(struct sched *s, struct sequence *q, int upto, struct batch *b)
+bool blocks_cover(struct sched *s, struct sequence *q, int upto)
 {
     for (int g = 0; g < s->cfg.layout.n_groups; g++) {
         struct block_table *t = &q->table[g];
         free_behind_window(s, g, t, q->n_computed);
-        if (!own_block(s, g, q, q->n_computed, b) || !extend(s, g, t, upto))
+        if (!own_block(s, g, q, q->n_computed) || !blocks_extend(s, g, t, upto))
             return false;
     }
     return true;
@@ -130,11 +149,13 @@ void blocks_release(struct sched *s, struct sequence *q)
 {
     for (int g = 0; g < s->cfg.layout.n_groups; g++) {
         struct block_table *t = &q->table[g];
+        int place = q->swapped ? prefix_host(&s->cfg.layout, g) : g;
         for (int i = t->n - 1; i >= t->first; i--) /* a prefix outlives what hangs on it */
-            kvpool_drop(s->pool, g, t->block[i]);
+            kvpool_drop(s->pool, place, t->block[i]);
         intpool_give(&s->ints, t->block, t->cap);
         *t = (struct block_table){0};
     }
+    q->swapped = false;
     q->n_computed = q->n_hashed = q->n_drafted = 0;
     q->chain = (struct kv_chain){.node = -1};
 }

@@ -83,7 +83,7 @@ static int choose(struct sched *s)
 }
 
 /* As many of n guesses as there are blocks for. */
-static int cover(struct sched *s, struct sequence *q, int n, struct batch *b)
+static int cover(struct sched *s, struct sequence *q, int n)
 {
     int size = s->cfg.layout.block_size;
     for (int g = 0; g < s->cfg.layout.n_groups; g++) {
@@ -93,14 +93,14 @@ static int cover(struct sched *s, struct sequence *q, int n, struct batch *b)
             n = have;
     }
     /* The block that is written to is its own already: only new ones can be missing. */
-    return n > 0 && blocks_cover(s, q, q->n_computed + 1 + n, b) ? n : 0;
+    return n > 0 && blocks_cover(s, q, q->n_computed + 1 + n) ? n : 0;
 }
 
-static void ask(struct sched *s, struct sequence *q, struct batch *b)
+static void ask(struct sched *s, struct sequence *q)
 {
     int n = q->n_draft_wanted;
     n = n < s->n_left ? n : s->n_left;
-    n = cover(s, q, n, b);
+    n = cover(s, q, n);
     int upto = q->n_tokens + n;
     if (n <= 0 || !intpool_grow(&s->ints, &q->tokens, &q->cap_tokens, q->n_tokens, upto))
         return;
@@ -146,7 +146,7 @@ static void take_items(struct sched *s)
     }
 }
 
-void drafts_propose(struct sched *s, struct batch *b)
+void drafts_propose(struct sched *s)
 {
     struct drafts *d = &s->drafts;
     int threshold = choose(s), deepest = 0;
@@ -166,7 +166,7 @@ void drafts_propose(struct sched *s, struct batch *b)
             q->n_draft_wanted =
                 (uint8_t)(s->proposer->fixed ? most : draft_count(threshold, level, most));
         if (q->n_draft_wanted && q->n_inflight == 0)
-            ask(s, q, b);
+            ask(s, q);
     }
     if (d->n_items == 0)
         return;

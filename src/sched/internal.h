@@ -5,6 +5,7 @@
  *     policy_batch.c                      static, request
  *     admit.c   a waiting sequence begins to run; preemption
  *     blocks.c  a sequence's block tables over the pool
+ *     swap.c    the same, to host memory and back
  *     plan.c    the decision becomes a batch; forks
  *     drafts.c  speculation: how many guesses, and what became of them
  *     update.c  tokens come back; stop rules
@@ -27,6 +28,7 @@
 #include "sched/draftcost.h"
 #include "sched/intpool.h"
 #include "sched/kvpool.h"
+#include "sched/prefix.h"
 #include "sched/queue.h"
 #include "sched/sched.h"
 
@@ -35,7 +37,7 @@
 enum { PLOGPROB_ROWS = 128 };
 
 /* Decides what a step computes, through give(); false: a policy has nothing to do. */
-typedef void (*policy_fn)(struct sched *s, struct batch *b);
+typedef void (*policy_fn)(struct sched *s);
 
 struct drafts {
     struct draft_item *item; /* [max_num_seqs] */
@@ -117,24 +119,39 @@ static inline bool seq_ready(const struct sched *s, const struct sequence *q)
  * false: they do not fit, nothing has changed. spare: free blocks to leave. */
 bool blocks_admit(struct sched *s, struct sequence *q, int reserve, int spare);
 /* Room for one more step up to position `upto`, the block written to being q's own; false: none
- * are left. Copies go to b. */
-bool blocks_cover(struct sched *s, struct sequence *q, int upto, struct batch *b);
+ * are left. */
+bool blocks_cover(struct sched *s, struct sequence *q, int upto);
+/* A free block. The proposer hears of it if its own cache lives under these numbers. */
+bool blocks_take(struct sched *s, int group, int32_t *blk);
+/* Appends blocks until the table covers n positions. false: none left; what was taken stays. */
+bool blocks_extend(struct sched *s, int group, struct block_table *t, int n);
+/* Positions that a group needs blocks for at admission, n_hit blocks being there. */
+int blocks_at_admission(const struct sched *s, int group, int n_hit, int reserve);
 void blocks_release(struct sched *s, struct sequence *q);
 /* c's tables become p's. false: no memory for the tables. */
 bool blocks_share(struct sched *s, const struct sequence *p, struct sequence *c);
 void blocks_publish(struct sched *s, struct sequence *q); /* full blocks to the prefix cache */
+
+/* swap.c */
+/* q's blocks go to host memory, and n_computed stays; false: that costs more than computing them
+ * again, or there is no room. Nothing has changed then. */
+bool swap_out(struct sched *s, struct sequence *q);
+/* They come back, with room for `reserve` positions; false: it does not fit now. */
+bool swap_in(struct sched *s, struct sequence *q, int reserve, int spare);
+/* Brings back what the table names as KV_AWAY; gives how many blocks that were. */
+int load_away(struct sched *s, int group, struct block_table *t);
 
 /* admit.c */
 /* From waiting to running; false: no row, no blocks, no memory, or its tokens are in flight. */
 bool admit(struct sched *s, struct sequence *q, int reserve, int spare);
 void preempt(struct sched *s, struct sequence *q);
 /* Blocks for one more token of every sequence that decodes, by preemption if need be. */
-void grow_running(struct sched *s, struct batch *b);
+void grow_running(struct sched *s);
 
 /* policy.c */
-void policy_mixed(struct sched *s, struct batch *b);
-void policy_prefill_first(struct sched *s, struct batch *b);
-void policy_batch(struct sched *s, struct batch *b); /* policy_batch.c: static and request */
+void policy_mixed(struct sched *s);
+void policy_prefill_first(struct sched *s);
+void policy_batch(struct sched *s); /* policy_batch.c: static and request */
 /* This plan computes n more tokens of q. */
 void give(struct sched *s, struct sequence *q, int n);
 void give_decodes(struct sched *s);
@@ -148,7 +165,7 @@ void ghosts_drop(struct sched *s);
 /* drafts.c */
 SL_MUST_CHECK enum sl_status drafts_init(struct sched *s, struct proposer *p, struct sl_err *err);
 /* Guesses for those among this plan's sequences for whom they pay. */
-void drafts_propose(struct sched *s, struct batch *b);
+void drafts_propose(struct sched *s);
 /* The step b was read: what its rows cost; and for each proposal, how far it was right. */
 void drafts_learn_time(struct sched *s, const struct batch *b, int64_t done_ns);
 void drafts_learn(struct sched *s, struct sequence *q, int n_draft, int n_accepted);

@@ -5,6 +5,8 @@
 #include "sched/cachekey.h"
 #include "sched/prefix.h"
 
+#include <string.h>
+
 struct kvblock {
     int32_t ref;
     int32_t prev, next; /* on the free list while ref == 0 */
@@ -12,15 +14,30 @@ struct kvblock {
 
 struct kvpool {
     struct kv_layout layout;
-    /* [n_blocks + 1]: the last is the free list's sentinel; its next is reused first. */
-    struct kvblock *block[KV_GROUPS_MAX];
-    int n_free[KV_GROUPS_MAX];
-    bool caching;
+    int n_places;
+    /* [blocks + 1]: the last is the free list's sentinel; its next is reused first. */
+    struct kvblock *block[KV_PLACES_MAX];
+    int n_free[KV_PLACES_MAX];
+    bool caching, offload;
     struct prefix *prefix; /* NULL without caching */
     struct cachekeys keys;
     int32_t *match; /* [max_blocks]: nodes of the last kvpool_match */
     int max_blocks;
+    /* Copies of each kind have room of their own: blocks of the longest sequence to host memory and
+     * back, and one a sequence on the device. */
+    struct block_copy *copy;
+    int n_copies, n_of_kind[N_COPY_KINDS], max_of_kind[N_COPY_KINDS];
 };
+
+static int blocks_of(const struct kvpool *pool, int place)
+{
+    return prefix_n_blocks(&pool->layout, place);
+}
+
+static int host_of(const struct kvpool *pool, int group)
+{
+    return prefix_host(&pool->layout, group);
+}
 
 static void unlink_free(struct kvblock *b, int32_t i)
 {
@@ -47,12 +64,15 @@ static enum sl_status check_layout(const struct kv_layout *l, struct sl_err *err
     if (l->n_blocks < 1 || l->n_blocks > INT32_MAX / KV_BLOCK_SIZE_MAX)
         return SL_FAIL(err, SL_EINVAL, "KV cache: %d blocks, 1 to %d are possible", l->n_blocks,
                        INT32_MAX / KV_BLOCK_SIZE_MAX);
+    if (l->n_host_blocks < 0 || l->n_host_blocks > INT32_MAX / KV_BLOCK_SIZE_MAX)
+        return SL_FAIL(err, SL_EINVAL, "KV cache: %d blocks in host memory, 0 to %d are possible",
+                       l->n_host_blocks, INT32_MAX / KV_BLOCK_SIZE_MAX);
     return SL_OK;
 }
 
-static bool make_group(struct kvpool *pool, int g)
+static bool make_place(struct kvpool *pool, int g)
 {
-    int n = pool->layout.n_blocks;
+    int n = blocks_of(pool, g);
     struct kvblock *b = mem_zalloc((size_t)n + 1, sizeof *b);
     if (!b)
         return false;
@@ -64,9 +84,20 @@ static bool make_group(struct kvpool *pool, int g)
     return true;
 }
 
-enum sl_status kvpool_create(struct kvpool **out, const struct kv_layout *layout, int max_len,
-                             bool prefix_caching, struct sl_err *err)
+static bool make_copies(struct kvpool *pool, const struct kvpool_config *cfg)
 {
+    const struct kv_layout *l = &cfg->layout;
+    int longest = l->n_host_blocks ? l->n_groups * (cfg->max_len / l->block_size + 1) : 0;
+    pool->max_of_kind[COPY_ON_DEVICE] = l->n_groups * cfg->max_seqs;
+    pool->max_of_kind[COPY_TO_HOST] = pool->max_of_kind[COPY_FROM_HOST] = longest;
+    int n = kvpool_max_copies(pool);
+    return n == 0 || (pool->copy = mem_alloc((size_t)n, sizeof *pool->copy)) != NULL;
+}
+
+enum sl_status kvpool_create(struct kvpool **out, const struct kvpool_config *cfg,
+                             struct sl_err *err)
+{
+    const struct kv_layout *layout = &cfg->layout;
     enum sl_status st = check_layout(layout, err);
     if (st)
         return st;
@@ -74,12 +105,14 @@ enum sl_status kvpool_create(struct kvpool **out, const struct kv_layout *layout
     if (!pool)
         return SL_FAIL(err, SL_ENOMEM, "KV pool: no memory");
     pool->layout = *layout;
-    pool->caching = prefix_caching;
-    bool ok = cachekeys_init(&pool->keys) == 0;
-    for (int g = 0; ok && g < layout->n_groups; g++)
-        ok = make_group(pool, g);
-    if (ok && prefix_caching) {
-        pool->max_blocks = max_len / layout->block_size + 1;
+    pool->n_places = prefix_n_places(layout);
+    pool->caching = cfg->prefix_caching;
+    pool->offload = cfg->prefix_caching && cfg->offload && layout->n_host_blocks;
+    bool ok = cachekeys_init(&pool->keys) == 0 && make_copies(pool, cfg);
+    for (int i = 0; ok && i < pool->n_places; i++)
+        ok = make_place(pool, i);
+    if (ok && pool->caching) {
+        pool->max_blocks = cfg->max_len / layout->block_size + 1;
         pool->match = mem_alloc((size_t)pool->max_blocks, sizeof *pool->match);
         ok = pool->match && prefix_create(&pool->prefix, layout, err) == SL_OK;
     }
@@ -96,8 +129,9 @@ void kvpool_destroy(struct kvpool **pp)
     struct kvpool *pool = *pp;
     if (!pool)
         return;
-    for (int g = 0; g < KV_GROUPS_MAX; g++)
-        mem_free(pool->block[g]);
+    for (int i = 0; i < KV_PLACES_MAX; i++)
+        mem_free(pool->block[i]);
+    mem_free(pool->copy);
     prefix_destroy(&pool->prefix);
     cachekeys_fini(&pool->keys);
     mem_free(pool->match);
@@ -105,56 +139,157 @@ void kvpool_destroy(struct kvpool **pp)
     *pp = NULL;
 }
 
-/* The block's content is about to change. */
-static void forget(struct kvpool *pool, int group, int32_t blk)
+static bool can_note(const struct kvpool *pool, enum copy_kind kind)
 {
-    if (pool->caching)
-        cachekey_drop(&pool->keys, prefix_detach(pool->prefix, group, blk));
+    return pool->n_of_kind[kind] < pool->max_of_kind[kind];
 }
 
-enum sl_status kvpool_take(struct kvpool *pool, int group, int32_t *blk)
+static void note(struct kvpool *pool, enum copy_kind kind, int group, int32_t src, int32_t dst)
 {
-    struct kvblock *b = pool->block[group];
-    if (pool->n_free[group] == 0)
+    pool->n_of_kind[kind]++;
+    pool->copy[pool->n_copies++] =
+        (struct block_copy){.kind = (int32_t)kind, .group = group, .src = src, .dst = dst};
+}
+
+static int32_t node_of(const struct kvpool *pool, int place, int32_t blk)
+{
+    return pool->caching ? prefix_node(pool->prefix, place, blk) : PREFIX_NONE;
+}
+
+/* The block's content is about to change. */
+static void forget(struct kvpool *pool, int place, int32_t blk)
+{
+    if (pool->caching)
+        cachekey_drop(&pool->keys, prefix_detach(pool->prefix, place, blk));
+}
+
+/* A content leaves the device with this block: to host memory, if nothing forbids. */
+static void offload(struct kvpool *pool, int group, int32_t blk)
+{
+    int host = host_of(pool, group);
+    int32_t to;
+    if (!pool->offload || group >= pool->layout.n_groups || !can_note(pool, COPY_TO_HOST) ||
+        !prefix_is_last(pool->prefix, group, blk) ||
+        prefix_block(pool->prefix, node_of(pool, group, blk), host) >= 0 ||
+        kvpool_take(pool, host, &to))
+        return;
+    note(pool, COPY_TO_HOST, group, blk, to);
+    prefix_attach(pool->prefix, node_of(pool, group, blk), host, to);
+    kvpool_drop(pool, host, to);
+}
+
+enum sl_status kvpool_take(struct kvpool *pool, int place, int32_t *blk)
+{
+    struct kvblock *b = pool->block[place];
+    if (pool->n_free[place] == 0)
         return SL_EAGAIN;
-    int32_t i = b[pool->layout.n_blocks].next;
+    int32_t i = b[blocks_of(pool, place)].next;
     unlink_free(b, i);
-    pool->n_free[group]--;
-    forget(pool, group, i);
+    pool->n_free[place]--;
     b[i].ref = 1;
+    offload(pool, place, i);
+    forget(pool, place, i);
     *blk = i;
     return SL_OK;
 }
 
-void kvpool_hold(struct kvpool *pool, int group, int32_t blk)
+void kvpool_hold(struct kvpool *pool, int place, int32_t blk)
 {
-    struct kvblock *b = pool->block[group];
+    struct kvblock *b = pool->block[place];
     if (b[blk].ref++ == 0) {
         unlink_free(b, blk);
-        pool->n_free[group]--;
+        pool->n_free[place]--;
     }
 }
 
-void kvpool_drop(struct kvpool *pool, int group, int32_t blk)
+void kvpool_drop(struct kvpool *pool, int place, int32_t blk)
 {
-    struct kvblock *b = pool->block[group];
-    int32_t sentinel = pool->layout.n_blocks;
+    struct kvblock *b = pool->block[place];
+    int32_t sentinel = blocks_of(pool, place);
     SL_ASSERT(b[blk].ref > 0);
     if (--b[blk].ref > 0)
         return;
-    bool keep = pool->caching && prefix_attached(pool->prefix, group, blk);
-    link_free_after(b, keep ? b[sentinel].prev : sentinel, blk);
-    pool->n_free[group]++;
+    link_free_after(b, node_of(pool, place, blk) >= 0 ? b[sentinel].prev : sentinel, blk);
+    pool->n_free[place]++;
 }
 
-int kvpool_refs(const struct kvpool *pool, int group, int32_t blk)
+int kvpool_refs(const struct kvpool *pool, int place, int32_t blk)
 {
-    return pool->block[group][blk].ref;
+    return pool->block[place][blk].ref;
 }
 
-int kvpool_n_free(const struct kvpool *pool, int group)
+int kvpool_n_free(const struct kvpool *pool, int place)
 {
-    return pool->n_free[group];
+    return pool->n_free[place];
+}
+
+int kvpool_max_copies(const struct kvpool *pool)
+{
+    int n = 0;
+    for (int i = 0; i < N_COPY_KINDS; i++)
+        n += pool->max_of_kind[i];
+    return n;
+}
+
+int kvpool_take_copies(struct kvpool *pool, struct block_copy *to)
+{
+    int n = pool->n_copies;
+    if (n)
+        memcpy(to, pool->copy, (size_t)n * sizeof *to);
+    pool->n_copies = 0;
+    memset(pool->n_of_kind, 0, sizeof pool->n_of_kind);
+    return n;
+}
+
+bool kvpool_copy(struct kvpool *pool, int group, int32_t src, int32_t dst)
+{
+    if (!can_note(pool, COPY_ON_DEVICE))
+        return false;
+    note(pool, COPY_ON_DEVICE, group, src, dst);
+    return true;
+}
+
+int kvpool_stores_left(const struct kvpool *pool)
+{
+    return pool->max_of_kind[COPY_TO_HOST] - pool->n_of_kind[COPY_TO_HOST];
+}
+
+int kvpool_loads_left(const struct kvpool *pool)
+{
+    return pool->max_of_kind[COPY_FROM_HOST] - pool->n_of_kind[COPY_FROM_HOST];
+}
+
+int32_t kvpool_twin(const struct kvpool *pool, int place, int32_t blk)
+{
+    int n = pool->layout.n_groups, other = place < n ? place + n : place - n;
+    int32_t node = node_of(pool, place, blk);
+    return node >= 0 ? prefix_block(pool->prefix, node, other) : -1;
+}
+
+enum sl_status kvpool_store(struct kvpool *pool, int group, int32_t blk, int32_t *host)
+{
+    int place = host_of(pool, group);
+    *host = kvpool_twin(pool, group, blk);
+    if (*host >= 0) {
+        kvpool_hold(pool, place, *host);
+        return SL_OK;
+    }
+    if (!can_note(pool, COPY_TO_HOST) || kvpool_take(pool, place, host))
+        return SL_EAGAIN;
+    note(pool, COPY_TO_HOST, group, blk, *host);
+    int32_t node = node_of(pool, group, blk);
+    if (node >= 0)
+        prefix_attach(pool->prefix, node, place, *host);
+    return SL_OK;
+}
+
+void kvpool_load(struct kvpool *pool, int group, int32_t host, int32_t blk)
+{
+    SL_ASSERT(can_note(pool, COPY_FROM_HOST));
+    note(pool, COPY_FROM_HOST, group, host, blk);
+    int32_t node = node_of(pool, host_of(pool, group), host);
+    if (node >= 0)
+        prefix_attach(pool->prefix, node, group, blk);
 }
 
 int32_t kvpool_key_take(struct kvpool *pool, const char *bytes, size_t n)
@@ -175,6 +310,17 @@ static int first_visible(const struct kvpool *pool, int group, int n)
     return window && from > 0 ? from / pool->layout.block_size : 0;
 }
 
+/* A block of the group with this content, on the device or in host memory; -1 and KV_AWAY as in a
+ * table. */
+static int32_t block_of(const struct kvpool *pool, int group, int32_t node)
+{
+    int32_t blk = prefix_block(pool->prefix, node, group);
+    if (blk >= 0 || !pool->layout.n_host_blocks)
+        return blk;
+    int32_t host = prefix_block(pool->prefix, node, host_of(pool, group));
+    return host >= 0 ? KV_AWAY(host) : -1;
+}
+
 /* The matched blocks are present in every group, as far back as a row at block n can see. */
 static bool holds_in_all(const struct kvpool *pool, int n)
 {
@@ -182,10 +328,20 @@ static bool holds_in_all(const struct kvpool *pool, int n)
         if (!pool->layout.group[g].window)
             continue; /* kvpool_match stopped where such a group ended */
         for (int i = first_visible(pool, g, n); i < n; i++)
-            if (prefix_block(pool->prefix, pool->match[i], g) < 0)
+            if (block_of(pool, g, pool->match[i]) == -1)
                 return false;
     }
     return true;
+}
+
+/* Blocks that groups without a window may load before this step, so that the others can too. */
+static int loads_for_whole(const struct kvpool *pool)
+{
+    int n = kvpool_loads_left(pool), size = pool->layout.block_size;
+    for (int g = 0; g < pool->layout.n_groups; g++)
+        if (pool->layout.group[g].window)
+            n -= pool->layout.group[g].window / size + 2;
+    return n;
 }
 
 int kvpool_match(struct kvpool *pool, int32_t key, const int32_t *tokens, int n_blocks)
@@ -193,7 +349,7 @@ int kvpool_match(struct kvpool *pool, int32_t key, const int32_t *tokens, int n_
     if (!pool->caching || key < 0)
         return 0;
     struct kv_chain chain = {.node = -1};
-    int n = 0;
+    int n = 0, loads = pool->layout.n_host_blocks ? loads_for_whole(pool) : 0;
     for (; n < n_blocks && n < pool->max_blocks; n++) {
         struct prefix_content c =
             prefix_content_of(pool->prefix, &chain, key, pool->keys.key[key].hash,
@@ -202,10 +358,12 @@ int kvpool_match(struct kvpool *pool, int32_t key, const int32_t *tokens, int n_
         if (node < 0)
             break;
         bool full = true;
-        for (int g = 0; g < pool->layout.n_groups; g++)
-            full =
-                full && (pool->layout.group[g].window || prefix_block(pool->prefix, node, g) >= 0);
-        if (!full)
+        for (int g = 0; g < pool->layout.n_groups; g++) {
+            int32_t blk = pool->layout.group[g].window ? 0 : block_of(pool, g, node);
+            full = full && blk != -1;
+            loads -= blk < -1;
+        }
+        if (!full || loads < 0)
             break;
         pool->match[n] = node;
         prefix_follow(pool->prefix, &chain, node);
@@ -219,8 +377,8 @@ int kvpool_match_free(const struct kvpool *pool, int group, int n)
 {
     int n_free = 0;
     for (int i = first_visible(pool, group, n); i < n; i++) {
-        int32_t b = prefix_block(pool->prefix, pool->match[i], group);
-        n_free += pool->block[group][b].ref == 0;
+        int32_t b = block_of(pool, group, pool->match[i]);
+        n_free += b < 0 || pool->block[group][b].ref == 0;
     }
     return n_free;
 }
@@ -233,8 +391,9 @@ void kvpool_adopt(struct kvpool *pool, int n, struct block_table *table, struct 
         for (int i = 0; i < n; i++)
             t->block[i] = -1;
         for (int i = first_visible(pool, g, n); i < n; i++) {
-            t->block[i] = prefix_block(pool->prefix, pool->match[i], g);
-            kvpool_hold(pool, g, t->block[i]);
+            int32_t b = block_of(pool, g, pool->match[i]);
+            t->block[i] = b;
+            kvpool_hold(pool, b < 0 ? host_of(pool, g) : g, b < 0 ? KV_AWAY(b) : b);
         }
         t->n = n;
         t->first = first_visible(pool, g, n);
@@ -268,16 +427,16 @@ void kvpool_enter(struct kvpool *pool, struct kv_chain *chain, int32_t key, cons
     if (made)
         cachekey_hold(&pool->keys, key);
     for (int g = 0; g < pool->layout.n_groups; g++)
-        if (blk[g] >= 0 && !prefix_attached(pool->prefix, g, blk[g]))
+        if (blk[g] >= 0 && prefix_node(pool->prefix, g, blk[g]) < 0)
             prefix_attach(pool->prefix, node, g, blk[g]);
     prefix_follow(pool->prefix, chain, node);
 }
 
 void kvpool_forget(struct kvpool *pool)
 {
-    for (int g = 0; g < pool->layout.n_groups; g++)
-        for (int32_t i = 0; i < pool->layout.n_blocks; i++)
-            forget(pool, g, i);
+    for (int p = 0; p < pool->n_places; p++)
+        for (int32_t i = 0; i < blocks_of(pool, p); i++)
+            forget(pool, p, i);
 }
 
 int kvpool_n_cached(const struct kvpool *pool)
@@ -285,10 +444,10 @@ int kvpool_n_cached(const struct kvpool *pool)
     return pool->caching ? prefix_n_nodes(pool->prefix) : 0;
 }
 
-static void check_free_list(const struct kvpool *pool, int g)
+static void check_free_list(const struct kvpool *pool, int place)
 {
-    const struct kvblock *b = pool->block[g];
-    int n = pool->layout.n_blocks, n_free = 0, n_held = 0;
+    const struct kvblock *b = pool->block[place];
+    int n = blocks_of(pool, place), n_free = 0, n_held = 0;
     for (int32_t i = b[n].next, before = n; i != n; before = i, i = b[i].next) {
         SL_ASSERT(i >= 0 && i < n && b[i].ref == 0 && b[i].prev == before);
         SL_ASSERT(++n_free <= n);
@@ -297,13 +456,13 @@ static void check_free_list(const struct kvpool *pool, int g)
         SL_ASSERT(b[i].ref >= 0);
         n_held += b[i].ref > 0;
     }
-    SL_ASSERT(n_free == pool->n_free[g] && n_free + n_held == n);
+    SL_ASSERT(n_free == pool->n_free[place] && n_free + n_held == n);
 }
 
 void kvpool_check(const struct kvpool *pool)
 {
-    for (int g = 0; g < pool->layout.n_groups; g++)
-        check_free_list(pool, g);
+    for (int p = 0; p < pool->n_places; p++)
+        check_free_list(pool, p);
     if (pool->caching)
         prefix_check(pool->prefix);
 }

@@ -215,13 +215,12 @@ bool sched_plan(struct sched *s, int64_t now_ns, struct batch *b)
     s->n_left = s->cfg.max_num_batched_tokens;
     s->plogprob_left = PLOGPROB_ROWS;
     s->preempted = false;
-    s->policy(s, b);
-    if (s->n_entries == 0) {
-        b->n_copies = 0; /* of who was preempted after all */
-        return false;
-    }
+    s->policy(s);
+    if (s->n_entries == 0)
+        return false; /* copies wait for a step */
     if (s->proposer)
-        drafts_propose(s, b);
+        drafts_propose(s);
+    b->n_copies = kvpool_take_copies(s->pool, b->copy);
     for (int i = 0; i < s->n_entries; i++)
         put_sequence(s, b, s->entry[i]);
     b->step = ++s->n_steps;

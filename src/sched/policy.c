@@ -85,7 +85,7 @@ static int chunk(const struct sched *s, const struct prefills *p, const struct s
     return cap_plogprobs(s, q, n);
 }
 
-static void give_chunk(struct sched *s, struct prefills *p, struct sequence *q, struct batch *b)
+static void give_chunk(struct sched *s, struct prefills *p, struct sequence *q)
 {
     int todo = seq_todo(q), n = chunk(s, p, q, todo);
     if (n < todo) {
@@ -94,18 +94,18 @@ static void give_chunk(struct sched *s, struct prefills *p, struct sequence *q, 
     }
     if (n <= 0)
         return;
-    if (blocks_cover(s, q, q->n_computed + n, b))
+    if (blocks_cover(s, q, q->n_computed + n))
         give(s, q, n);
     else if (!beam_is_planned(s, q)) /* then the others go on, and it tries again */
         preempt(s, q); /* blocks that others share: it starts again when there is room */
 }
 
-static void prefill_running(struct sched *s, struct prefills *p, struct batch *b)
+static void prefill_running(struct sched *s, struct prefills *p)
 {
     for (struct sequence *q = s->running.head, *next; q && s->n_left > 0; q = next) {
         next = q->next;
         if (seq_ready(s, q))
-            give_chunk(s, p, q, b);
+            give_chunk(s, p, q);
         if (next && next->state != SEQ_RUNNING)
             return; /* q was preempted, and its beams with it */
     }
@@ -114,11 +114,11 @@ static void prefill_running(struct sched *s, struct prefills *p, struct batch *b
 /* A step that cannot complete the prompt needs a place among the partial ones. */
 static bool has_place(const struct sched *s, const struct prefills *p, const struct sequence *q)
 {
-    int n = chunk(s, p, q, q->n_tokens);
-    return n > 0 && (n == q->n_tokens || p->n_partial < s->cfg.max_num_partial_prefills);
+    int todo = q->n_tokens - q->n_computed, n = chunk(s, p, q, todo);
+    return n > 0 && (n == todo || p->n_partial < s->cfg.max_num_partial_prefills);
 }
 
-static void prefill_waiting(struct sched *s, struct prefills *p, struct batch *b)
+static void prefill_waiting(struct sched *s, struct prefills *p)
 {
     int skipped = 0;
     for (struct sequence *q = s->waiting.head, *next; q && s->n_left > 0; q = next) {
@@ -130,12 +130,12 @@ static void prefill_waiting(struct sched *s, struct prefills *p, struct batch *b
         }
         if (!has_place(s, p, q) || !admit(s, q, q->n_tokens, spare_blocks(s)))
             return; /* in order: nobody passes for being small */
-        give_chunk(s, p, q, b);
+        give_chunk(s, p, q);
     }
 }
 
 /* What the shares left over, to the prompts in order. */
-static void spend_rest(struct sched *s, struct batch *b)
+static void spend_rest(struct sched *s)
 {
     for (int i = 0; i < s->n_entries && s->n_left > 0; i++) {
         struct sequence *q = s->entry[i];
@@ -143,7 +143,7 @@ static void spend_rest(struct sched *s, struct batch *b)
         if (is_long(s, q) && !s->cfg.whole_prompts)
             n = min_int(n, s->cfg.long_prefill_token_threshold);
         int more = n - q->n_planned;
-        if (more <= 0 || plogprob_rows(q, n) > 0 || !blocks_cover(s, q, q->n_computed + n, b))
+        if (more <= 0 || plogprob_rows(q, n) > 0 || !blocks_cover(s, q, q->n_computed + n))
             continue;
         s->n_left -= more;
         q->n_planned += more;
@@ -162,16 +162,16 @@ static int prefill_share(const struct sched *s)
     return n > 1 ? ceil_div(s->n_left, n) : 0;
 }
 
-void policy_mixed(struct sched *s, struct batch *b)
+void policy_mixed(struct sched *s)
 {
-    grow_running(s, b);
+    grow_running(s);
     give_decodes(s);
     struct prefills p = {.share = prefill_share(s)};
-    prefill_running(s, &p, b);
+    prefill_running(s, &p);
     if (!s->preempted)
-        prefill_waiting(s, &p, b);
+        prefill_waiting(s, &p);
     if (p.share)
-        spend_rest(s, b);
+        spend_rest(s);
 }
 
 static bool in_prompt(const struct sched *s, const struct sequence *q)
@@ -179,26 +179,27 @@ static bool in_prompt(const struct sched *s, const struct sequence *q)
     return seq_ready(s, q) && (q->n_computed < q->n_prompt || seq_todo(q) > 1);
 }
 
-void policy_prefill_first(struct sched *s, struct batch *b)
+void policy_prefill_first(struct sched *s)
 {
     struct prefills p = {0};
     for (struct sequence *q = s->running.head, *next; q && s->n_left > 0; q = next) {
         next = q->next;
         if (in_prompt(s, q))
-            give_chunk(s, &p, q, b);
+            give_chunk(s, &p, q);
         if (next && next->state != SEQ_RUNNING)
             break; /* q was preempted, and its beams with it */
     }
     for (struct sequence *q = s->waiting.head, *next; q && s->n_left > 0; q = next) {
         next = q->next;
         /* Whole prompts; one that is longer than a step is computed alone, over several. */
-        bool whole = chunk(s, &p, q, q->n_tokens) == q->n_tokens;
+        int todo = q->n_tokens - q->n_computed;
+        bool whole = chunk(s, &p, q, todo) == todo;
         if ((!whole && s->n_entries > 0) || !admit(s, q, q->n_tokens, spare_blocks(s)))
             break;
-        give_chunk(s, &p, q, b);
+        give_chunk(s, &p, q);
     }
     if (s->n_entries)
         return;
-    grow_running(s, b);
+    grow_running(s);
     give_decodes(s);
 }

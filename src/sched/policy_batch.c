@@ -76,7 +76,7 @@ static void give_ghosts(struct sched *s)
     }
 }
 
-void policy_batch(struct sched *s, struct batch *b)
+void policy_batch(struct sched *s)
 {
     if (s->running.n == 0)
         form_batch(s);
@@ -85,7 +85,7 @@ void policy_batch(struct sched *s, struct batch *b)
         give_prompt(s, q, longest);
     if (s->n_entries)
         return;
-    grow_running(s, b); /* all was reserved: this only asserts it */
+    grow_running(s); /* all was reserved: this only asserts it */
     give_decodes(s);
     if (s->n_entries)
         give_ghosts(s);

@@ -15,7 +15,7 @@ struct node {
     uint64_t parent;
     int32_t key;
     int32_t next, prev;           /* in the bucket; prev < 0: the first */
-    int32_t block[KV_GROUPS_MAX]; /* first attached block, -1: none */
+    int32_t block[KV_PLACES_MAX]; /* first attached block, -1: none */
 };
 
 /* A block's place among the blocks of the same content. */
@@ -24,7 +24,8 @@ struct attachment {
 };
 
 struct prefix {
-    int n_groups, n_blocks, block_size;
+    struct kv_layout layout;
+    int n_places, block_size;
     int n_nodes, n_used;
     uint64_t last_serial;
     uint64_t bucket_mask;
@@ -32,7 +33,7 @@ struct prefix {
     struct node *node;
     int32_t *tokens; /* [n_nodes, block_size] */
     int32_t *bucket;
-    struct attachment *attached[KV_GROUPS_MAX]; /* [n_blocks] */
+    struct attachment *attached[KV_PLACES_MAX]; /* [blocks of the place] */
 };
 
 enum sl_status prefix_create(struct prefix **out, const struct kv_layout *layout,
@@ -41,10 +42,11 @@ enum sl_status prefix_create(struct prefix **out, const struct kv_layout *layout
     struct prefix *p = mem_zalloc(1, sizeof *p);
     if (!p)
         return SL_FAIL(err, SL_ENOMEM, "prefix cache: no memory");
-    p->n_groups = layout->n_groups;
-    p->n_blocks = layout->n_blocks;
+    p->layout = *layout;
+    p->n_places = prefix_n_places(layout);
     p->block_size = layout->block_size;
-    p->n_nodes = layout->n_groups * layout->n_blocks; /* each holds a block at least */
+    for (int i = 0; i < p->n_places; i++) /* a node holds a block at least */
+        p->n_nodes += prefix_n_blocks(layout, i);
     size_t n_buckets = 16;
     while (n_buckets < (size_t)p->n_nodes * 2)
         n_buckets *= 2;
@@ -53,17 +55,17 @@ enum sl_status prefix_create(struct prefix **out, const struct kv_layout *layout
     p->tokens = mem_alloc((size_t)p->n_nodes * (size_t)p->block_size, sizeof *p->tokens);
     p->bucket = mem_alloc(n_buckets, sizeof *p->bucket);
     bool ok = p->node && p->tokens && p->bucket;
-    for (int g = 0; g < p->n_groups; g++) {
-        p->attached[g] = mem_alloc((size_t)p->n_blocks, sizeof *p->attached[g]);
-        ok = ok && p->attached[g];
+    for (int i = 0; i < p->n_places; i++) {
+        p->attached[i] = mem_alloc((size_t)prefix_n_blocks(layout, i), sizeof *p->attached[i]);
+        ok = ok && p->attached[i];
     }
     if (!ok) {
         prefix_destroy(&p);
         return SL_FAIL(err, SL_ENOMEM, "prefix cache: no memory for %d blocks", layout->n_blocks);
     }
     memset(p->bucket, 0xff, n_buckets * sizeof *p->bucket);
-    for (int g = 0; g < p->n_groups; g++)
-        memset(p->attached[g], 0xff, (size_t)p->n_blocks * sizeof *p->attached[g]);
+    for (int i = 0; i < p->n_places; i++)
+        memset(p->attached[i], 0xff, (size_t)prefix_n_blocks(layout, i) * sizeof *p->attached[i]);
     for (int32_t i = 0; i < p->n_nodes; i++)
         p->node[i].next = i + 1 < p->n_nodes ? i + 1 : -1;
     *out = p;
@@ -78,8 +80,8 @@ void prefix_destroy(struct prefix **pp)
     mem_free(p->node);
     mem_free(p->tokens);
     mem_free(p->bucket);
-    for (int g = 0; g < p->n_groups; g++)
-        mem_free(p->attached[g]);
+    for (int i = 0; i < p->n_places; i++)
+        mem_free(p->attached[i]);
     mem_free(p);
     *pp = NULL;
 }
@@ -135,8 +137,8 @@ int32_t prefix_add(struct prefix *p, const struct prefix_content *c)
                           .key = c->key,
                           .next = *bucket,
                           .prev = -1,
-                          .block = {-1, -1, -1, -1}};
-    _Static_assert(KV_GROUPS_MAX == 4, "one -1 a group");
+                          .block = {-1, -1, -1, -1, -1, -1, -1, -1}};
+    _Static_assert(KV_PLACES_MAX == 8, "one -1 a place");
     if (*bucket >= 0)
         p->node[*bucket].prev = at;
     *bucket = at;
@@ -155,10 +157,10 @@ bool prefix_alive(const struct prefix *p, const struct kv_chain *chain)
     return !chain->broken && (chain->node < 0 || p->node[chain->node].serial == chain->serial);
 }
 
-void prefix_attach(struct prefix *p, int32_t node, int group, int32_t blk)
+void prefix_attach(struct prefix *p, int32_t node, int place, int32_t blk)
 {
-    struct attachment *all = p->attached[group];
-    int32_t *first = &p->node[node].block[group];
+    struct attachment *all = p->attached[place];
+    int32_t *first = &p->node[node].block[place];
     SL_ASSERT(all[blk].node < 0);
     all[blk] = (struct attachment){.node = node, .next = *first, .prev = -1};
     if (*first >= 0)
@@ -181,9 +183,9 @@ static void free_node(struct prefix *p, int32_t at)
     p->n_used--;
 }
 
-int32_t prefix_detach(struct prefix *p, int group, int32_t blk)
+int32_t prefix_detach(struct prefix *p, int place, int32_t blk)
 {
-    struct attachment *all = p->attached[group], *a = &all[blk];
+    struct attachment *all = p->attached[place], *a = &all[blk];
     int32_t at = a->node;
     if (at < 0)
         return 0;
@@ -191,25 +193,31 @@ int32_t prefix_detach(struct prefix *p, int group, int32_t blk)
     if (a->prev >= 0)
         all[a->prev].next = a->next;
     else
-        n->block[group] = a->next;
+        n->block[place] = a->next;
     if (a->next >= 0)
         all[a->next].prev = a->prev;
     *a = (struct attachment){-1, -1, -1};
-    for (int g = 0; g < p->n_groups; g++)
-        if (n->block[g] >= 0)
+    for (int i = 0; i < p->n_places; i++)
+        if (n->block[i] >= 0)
             return 0;
     free_node(p, at);
     return n->key;
 }
 
-bool prefix_attached(const struct prefix *p, int group, int32_t blk)
+int32_t prefix_node(const struct prefix *p, int place, int32_t blk)
 {
-    return p->attached[group][blk].node >= 0;
+    return p->attached[place][blk].node;
 }
 
-int32_t prefix_block(const struct prefix *p, int32_t node, int group)
+int32_t prefix_block(const struct prefix *p, int32_t node, int place)
 {
-    return p->node[node].block[group];
+    return p->node[node].block[place];
+}
+
+bool prefix_is_last(const struct prefix *p, int place, int32_t blk)
+{
+    const struct attachment *a = &p->attached[place][blk];
+    return a->node >= 0 && a->next < 0 && a->prev < 0;
 }
 
 int prefix_n_nodes(const struct prefix *p)
@@ -221,10 +229,10 @@ int prefix_n_nodes(const struct prefix *p)
 static int check_node(const struct prefix *p, int32_t at)
 {
     int n = 0;
-    for (int g = 0; g < p->n_groups; g++) {
+    for (int i = 0; i < p->n_places; i++) {
         int32_t before = -1;
-        for (int32_t b = p->node[at].block[g]; b >= 0; b = p->attached[g][b].next) {
-            SL_ASSERT(p->attached[g][b].node == at && p->attached[g][b].prev == before);
+        for (int32_t b = p->node[at].block[i]; b >= 0; b = p->attached[i][b].next) {
+            SL_ASSERT(p->attached[i][b].node == at && p->attached[i][b].prev == before);
             before = b;
             n++;
             SL_ASSERT(n <= p->n_nodes);
@@ -248,9 +256,9 @@ void prefix_check(const struct prefix *p)
         }
     }
     SL_ASSERT(n_nodes == p->n_used);
-    for (int g = 0; g < p->n_groups; g++)
-        for (int b = 0; b < p->n_blocks; b++)
-            n_found += p->attached[g][b].node >= 0;
+    for (int i = 0; i < p->n_places; i++)
+        for (int b = 0; b < prefix_n_blocks(&p->layout, i); b++)
+            n_found += p->attached[i][b].node >= 0;
     SL_ASSERT(n_found == n_attached);
     for (int32_t i = p->unused; i >= 0; i = p->node[i].next)
         SL_ASSERT(++n_nodes <= p->n_nodes);

@@ -75,7 +75,12 @@ enum sl_status sched_create(struct sched **out, const struct sched_config *cfg, 
         return SL_FAIL(err, SL_ENOMEM, "scheduler: no memory");
     set_config(s, cfg);
     int n = s->cfg.max_num_seqs;
-    st = kvpool_create(&s->pool, &cfg->layout, s->max_len, cfg->enable_prefix_caching, err);
+    const struct kvpool_config pool = {.layout = cfg->layout,
+                                       .max_len = s->max_len,
+                                       .max_seqs = n,
+                                       .prefix_caching = cfg->enable_prefix_caching,
+                                       .offload = cfg->offload};
+    st = kvpool_create(&s->pool, &pool, err);
     if (st) {
         sched_destroy(&s);
         return st;
@@ -132,7 +137,8 @@ void sched_batch_limits(const struct sched *s, struct batch_limits *out)
                                  .max_blocks = blocks < INT32_MAX ? (int)blocks : INT32_MAX,
                                  .max_samples = c->max_num_seqs + n_drafts,
                                  .max_logits = c->max_num_seqs + n_drafts + PLOGPROB_ROWS,
-                                 .n_groups = c->layout.n_groups};
+                                 .n_groups = c->layout.n_groups,
+                                 .max_copies = kvpool_max_copies(s->pool)};
 }
 
 int sched_max_len(const struct sched *s)
@@ -246,6 +252,8 @@ void sequence_finish(struct sched *s, struct sequence *q, enum sl_finish why)
             ghosts_drop(s);
     } else if (q->state == SEQ_WAITING) {
         queue_remove(&s->waiting, q);
+        if (q->swapped)
+            blocks_release(s, q);
     }
     q->state = SEQ_FINISHED;
     q->finish = why;
@@ -301,6 +309,9 @@ void sched_get_stats(const struct sched *s, struct sched_stats *out)
     out->n_waiting = s->waiting.n;
     out->n_blocks = s->cfg.layout.n_blocks;
     out->n_blocks_used = out->n_blocks - kvpool_n_free(s->pool, 0);
+    if (s->cfg.layout.n_host_blocks)
+        out->n_host_blocks_used =
+            s->cfg.layout.n_host_blocks - kvpool_n_free(s->pool, prefix_host(&s->cfg.layout, 0));
 }
 
 void sched_reset_prefix_cache(struct sched *s)
@@ -310,16 +321,27 @@ void sched_reset_prefix_cache(struct sched *s)
 
 /* ---- checks ---------------------------------------------------------------------------------- */
 
+/* Blocks of the places before this one. */
+static size_t blocks_before(const struct kv_layout *l, int place)
+{
+    size_t n = 0;
+    for (int p = 0; p < place; p++)
+        n += (size_t)prefix_n_blocks(l, p);
+    return n;
+}
+
 static void count_refs(const struct sched *s, const struct sequence *q, int32_t *refs)
 {
-    int n_blocks = s->cfg.layout.n_blocks;
-    for (int g = 0; g < s->cfg.layout.n_groups; g++)
+    const struct kv_layout *l = &s->cfg.layout;
+    for (int g = 0; g < l->n_groups; g++) {
+        int place = q->swapped ? prefix_host(l, g) : g;
         for (int i = 0; i < q->table[g].n; i++) {
             int32_t blk = q->table[g].block[i];
-            SL_ASSERT((blk < 0) == (i < q->table[g].first) && blk < n_blocks);
+            SL_ASSERT((blk < 0) == (i < q->table[g].first) && blk < prefix_n_blocks(l, place));
             if (blk >= 0)
-                refs[g * n_blocks + blk]++;
+                refs[blocks_before(l, place) + (size_t)blk]++;
         }
+    }
 }
 
 static void check_rows(const struct sched *s)
@@ -352,12 +374,14 @@ void sched_check(const struct sched *s)
     queue_check(&s->running);
     check_rows(s);
     kvpool_check(s->pool);
-    int32_t *refs = mem_zalloc((size_t)l->n_groups * (size_t)l->n_blocks, sizeof *refs);
+    int n_places = prefix_n_places(l);
+    int32_t *refs = mem_zalloc(blocks_before(l, n_places), sizeof *refs);
     if (!refs)
         return;
     for (const struct sequence *q = s->waiting.head; q; q = q->next) {
         SL_ASSERT(q->state == SEQ_WAITING);
         sequence_check(q, l->block_size);
+        count_refs(s, q, refs);
     }
     for (const struct sequence *q = s->running.head; q; q = q->next) {
         SL_ASSERT(q->state == SEQ_RUNNING);
@@ -366,8 +390,8 @@ void sched_check(const struct sched *s)
     }
     for (int i = 0; i < s->n_ghosts; i++)
         count_refs(s, &s->ghost[i], refs);
-    for (int g = 0; g < l->n_groups; g++)
-        for (int i = 0; i < l->n_blocks; i++)
-            SL_ASSERT(refs[g * l->n_blocks + i] == kvpool_refs(s->pool, g, i));
+    for (int p = 0; p < n_places; p++)
+        for (int i = 0; i < prefix_n_blocks(l, p); i++)
+            SL_ASSERT(refs[blocks_before(l, p) + (size_t)i] == kvpool_refs(s->pool, p, i));
     mem_free(refs);
 }

@@ -4,8 +4,9 @@
  * max_num_seqs; there is no prefill or decode phase. Running sequences first, then waiting ones in
  * order (FCFS, or priority then arrival). A policy is a small function over the same queues.
  * When blocks run out the last running sequence (lowest priority, latest arrival) is preempted: its
- * blocks are freed, it waits again, and recomputes; it loses nothing. Admission reserves the whole
- * prompt.
+ * blocks are freed and it waits again; it loses nothing. It recomputes, or with `swap` its blocks
+ * are copied to host memory and back, when that is estimated to take less time. Admission reserves
+ * the whole prompt.
  *
  * Speculation: a sequence that decodes may compute guesses of a proposer behind its last token, in
  * rows of the same step. sched_update() takes those that the model would have drawn itself, and one
@@ -34,7 +35,9 @@ struct sched_config {
     int max_num_partial_prefills, max_long_partial_prefills, long_prefill_token_threshold;
     bool enable_prefix_caching;
     bool whole_prompts; /* a prompt is one step's work: its rows see each other, both ways */
-    int depth;          /* steps that may be in flight */
+    bool swap, offload; /* layout.n_host_blocks > 0: for whom is preempted, for cached contents */
+    double host_bytes_per_s, token_ns; /* estimates: copies to host memory; computing a token */
+    int depth;                         /* steps that may be in flight */
     struct kv_layout layout;
     struct proposer *proposer; /* borrowed; NULL: no speculation */
 };
@@ -98,9 +101,10 @@ void sched_update(struct sched *s, const struct batch *b, const struct step_resu
 void sched_discard(struct sched *s, const struct batch *b);
 
 struct sched_stats {
-    int n_running, n_waiting, n_blocks, n_blocks_used;
-    uint64_t n_preemptions, n_finished;
-    uint64_t prefix_queries, prefix_hits; /* tokens */
+    int n_running, n_waiting, n_blocks, n_blocks_used, n_host_blocks_used;
+    uint64_t n_preemptions, n_swaps, n_finished; /* n_swaps: of the preemptions */
+    uint64_t prefix_queries, prefix_hits;        /* tokens */
+    uint64_t host_queries, host_hits;            /* tokens not on the device; of them those found */
     uint64_t prompt_tokens_computed, prompt_tokens_cached;
     int last_step_tokens, last_step_seqs;
     uint64_t kv_slots_reserved, kv_slots_used; /* summed over steps: waste = 1 - used / reserved */

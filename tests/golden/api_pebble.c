@@ -6,7 +6,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "core/metrics.h"
-#include "engine/engine.h"
+#include "engine/internal.h"
 #include "support/golden.h"
 #include "support/pebble.h"
 
@@ -199,13 +199,18 @@ static void assert_base(const struct result *got, const char *what)
     }
 }
 
-/* All chosen prompts at once, on an engine of their own. */
-static struct sl_engine *compare(const struct sl_config *cfg, const char *what)
+/* All chosen prompts at once. */
+static void compare_on(struct sl_engine *e, const char *what)
 {
     static struct result got[N];
-    struct sl_engine *e = pebble_start(cfg);
     run(e, N, mixed_params, got);
     assert_base(got, what);
+}
+
+static struct sl_engine *compare(const struct sl_config *cfg, const char *what)
+{
+    struct sl_engine *e = pebble_start(cfg);
+    compare_on(e, what);
     return e;
 }
 
@@ -237,6 +242,35 @@ static void compare_cached(struct sl_config cfg)
     sl_engine_destroy(&e);
 }
 
+static void swap_counts(struct sl_engine *e, struct sched_stats *st)
+{
+    sl_engine_drain(e, 0); /* its thread is idle from here on */
+    sched_get_stats(core_sched(e->core), st);
+    assert_int_equal(st->n_blocks_used + st->n_host_blocks_used, 0);
+}
+
+/* Preempted requests come back from host memory, and so does what the prefix cache let go. */
+static void compare_swapped(struct sl_config cfg)
+{
+    struct sched_stats st;
+    cfg.swap_space = 0.25;
+    cfg.enable_prefix_caching = false;
+    struct sl_engine *e = pebble_start_swapping(&cfg);
+    compare_on(e, "after swaps");
+    swap_counts(e, &st);
+    assert_true(st.n_swaps > 0);
+    sl_engine_destroy(&e);
+
+    cfg.kv_offloading_size = 0.25;
+    cfg.enable_prefix_caching = true;
+    e = pebble_start_swapping(&cfg);
+    compare_on(e, "after swaps, filling host memory");
+    compare_on(e, "with the prefix in host memory");
+    swap_counts(e, &st);
+    assert_true(st.n_swaps > 0 && st.host_hits > 0);
+    sl_engine_destroy(&e);
+}
+
 /* Room for a few sequences at a time, so that they drive each other out. */
 static void compare_preempted(struct sl_config cfg)
 {
@@ -252,6 +286,7 @@ static void compare_preempted(struct sl_config cfg)
         assert_true(metrics_counter(engine_metrics(e), M_PREEMPTIONS) > 0);
         sl_engine_destroy(&e);
     }
+    compare_swapped(cfg);
     memcpy(chosen, all, sizeof all);
 }
 

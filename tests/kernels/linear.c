@@ -234,7 +234,7 @@ static void embeddings_and_logits(void **state)
     enum { VOCAB = 130, HIDDEN = 72, N = 5 };
     struct sl_err err = {0};
     struct batch *b;
-    struct batch_limits lim = {N, N, 1, N, N, 1};
+    struct batch_limits lim = {N, N, 1, N, N, 1, 0};
     OK(batch_create(&b, &lim, &err));
     for (int f = 0; f < 5; f++) {
         const struct ops *ops;

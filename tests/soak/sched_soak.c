@@ -153,7 +153,12 @@ static void pool_against_model(void **state)
     (void)state;
     struct kv_layout layout = {.n_groups = 1, .block_size = P_SIZE, .n_blocks = P_BLOCKS};
     struct pool_world w = {.now = UINT64_MAX / 2, .never = UINT64_MAX / 2};
-    assert_int_equal(kvpool_create(&w.pool, &layout, 100, true, NULL), SL_OK);
+    assert_int_equal(
+        kvpool_create(&w.pool,
+                      &(struct kvpool_config){
+                          .layout = layout, .max_len = 100, .max_seqs = 8, .prefix_caching = true},
+                      NULL),
+        SL_OK);
     assert_int_equal(kvpool_key_take(w.pool, "one", 3), 1);
     assert_int_equal(kvpool_key_take(w.pool, "two", 3), 2);
     for (int i = 0; i < P_BLOCKS; i++)
@@ -242,6 +247,14 @@ static struct sched_config random_config(void)
     c.layout.n_groups = 1 + (int)rnd(2);
     c.layout.block_size = 1 + (int)rnd(6);
     c.layout.n_blocks = 4 + (int)rnd(60);
+    if (chance(60)) { /* host memory, for one use of it or both */
+        c.layout.n_host_blocks = 1 + (int)rnd(40);
+        c.swap = chance(70);
+        c.offload = chance(70);
+        c.host_bytes_per_s = 1e9;
+        c.token_ns = chance(80) ? 1e3 : 1; /* swapping costs less than computing, or more */
+        c.layout.group[0].bytes_per_token = c.layout.group[1].bytes_per_token = 64;
+    }
     if (c.layout.n_groups == 2)
         c.layout.group[1].window = 1 + (int)rnd(20);
     return c;
@@ -391,6 +404,8 @@ static long run_world(long ops, struct sched_stats *sum)
     struct sched_stats st;
     sched_get_stats(world_sched(&w), &st);
     sum->n_preemptions += st.n_preemptions;
+    sum->n_swaps += st.n_swaps;
+    sum->host_hits += st.host_hits;
     sum->prefix_hits += st.prefix_hits;
     sum->n_finished += st.n_finished;
     world_fini(&w); /* asserts that all memory came back */
@@ -408,11 +423,13 @@ static void scheduler_against_model(void **state)
         if (getenv("SLUICE_SOAK_VERBOSE"))
             printf("world %ld: seed %llu\n", n_worlds, (unsigned long long)seed);
     }
-    printf("scheduler: %ld operations in %ld worlds, %llu choices, %llu preemptions, %llu prefix "
-           "tokens\n",
+    printf("scheduler: %ld operations in %ld worlds, %llu choices, %llu preemptions, %llu of them "
+           "to host memory, %llu prefix tokens, %llu from host memory\n",
            done, n_worlds, (unsigned long long)sum.n_finished,
-           (unsigned long long)sum.n_preemptions, (unsigned long long)sum.prefix_hits);
+           (unsigned long long)sum.n_preemptions, (unsigned long long)sum.n_swaps,
+           (unsigned long long)sum.prefix_hits, (unsigned long long)sum.host_hits);
     assert_true(sum.n_preemptions > (uint64_t)n_worlds && sum.prefix_hits > (uint64_t)n_worlds);
+    assert_true(sum.n_swaps > (uint64_t)n_worlds && sum.host_hits > (uint64_t)n_worlds);
 }
 
 int main(void)

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "support/pebble.h"
 
+#include "engine/internal.h"
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -25,6 +27,18 @@ struct sl_engine *pebble_start(const struct sl_config *cfg)
     struct sl_engine *e = NULL;
     struct sl_err err = {0};
     if (sl_engine_create(&e, cfg, &err))
+        fail_msg("no engine: %s", err.msg);
+    return e;
+}
+
+struct sl_engine *pebble_start_swapping(const struct sl_config *cfg)
+{
+    struct sl_engine *e = NULL;
+    struct sl_err err = {0};
+    if (engine_init(&e, cfg, &err) || setup_open(e, &err))
+        fail_msg("no engine: %s", err.msg);
+    e->sched_cfg.token_ns = 1e12;
+    if (engine_start(e, &err))
         fail_msg("no engine: %s", err.msg);
     return e;
 }

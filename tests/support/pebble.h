@@ -9,5 +9,8 @@
 struct sl_config pebble_config(enum sl_device device, enum sl_dtype dtype);
 /* The test fails where there is none. */
 struct sl_engine *pebble_start(const struct sl_config *cfg);
+/* The same, but preempted requests are swapped out whatever that is thought to cost, not computed
+ * again. */
+struct sl_engine *pebble_start_swapping(const struct sl_config *cfg);
 
 #endif

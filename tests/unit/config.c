@@ -486,7 +486,7 @@ static void survives_no_memory(void **state)
             struct runner *r = NULL;
             struct runner_config rc = {
                 .dir = dir, .load_format = (enum sl_load_format)format, .block_size = 16};
-            struct batch_limits limits = {8, 2, 8, 2, 8, 1};
+            struct batch_limits limits = {8, 2, 8, 2, 8, 1, 0};
             struct sl_err err = {0};
             mem_fail_nth(nth);
             enum sl_status st = model_spec_load(&spec, dir, NULL, "vllm", &err);

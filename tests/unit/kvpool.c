@@ -19,7 +19,12 @@ static struct kvpool *make(int n_blocks, int n_groups, int window)
     struct kv_layout layout = {.n_groups = n_groups, .block_size = B, .n_blocks = n_blocks};
     layout.group[1].window = window;
     struct kvpool *pool = NULL;
-    assert_int_equal(kvpool_create(&pool, &layout, 1000, true, NULL), SL_OK);
+    assert_int_equal(
+        kvpool_create(&pool,
+                      &(struct kvpool_config){
+                          .layout = layout, .max_len = 1000, .max_seqs = 8, .prefix_caching = true},
+                      NULL),
+        SL_OK);
     return pool;
 }
 
@@ -269,7 +274,11 @@ static void create_fails_cleanly(void **state)
     do {
         struct sl_err err = {0};
         mem_fail_nth(++n);
-        st = kvpool_create(&pool, &layout, 100, true, &err);
+        st = kvpool_create(
+            &pool,
+            &(struct kvpool_config){
+                .layout = layout, .max_len = 100, .max_seqs = 8, .prefix_caching = true},
+            &err);
         assert_true(st == SL_OK || (st == SL_ENOMEM && err.msg[0] && !pool));
     } while (st);
     mem_fail_nth(0);
@@ -277,10 +286,20 @@ static void create_fails_cleanly(void **state)
     kvpool_destroy(&pool);
     struct sl_err err = {0};
     layout.block_size = 0;
-    assert_int_equal(kvpool_create(&pool, &layout, 100, true, &err), SL_EINVAL);
+    assert_int_equal(
+        kvpool_create(&pool,
+                      &(struct kvpool_config){
+                          .layout = layout, .max_len = 100, .max_seqs = 8, .prefix_caching = true},
+                      &err),
+        SL_EINVAL);
     layout.block_size = B;
     layout.n_blocks = 0;
-    assert_int_equal(kvpool_create(&pool, &layout, 100, true, NULL), SL_EINVAL);
+    assert_int_equal(
+        kvpool_create(&pool,
+                      &(struct kvpool_config){
+                          .layout = layout, .max_len = 100, .max_seqs = 8, .prefix_caching = true},
+                      NULL),
+        SL_EINVAL);
 }
 
 static void without_caching_nothing_is_kept(void **state)
@@ -288,7 +307,12 @@ static void without_caching_nothing_is_kept(void **state)
     (void)state;
     struct kv_layout layout = {.n_groups = 1, .block_size = B, .n_blocks = 4};
     struct kvpool *pool = NULL;
-    assert_int_equal(kvpool_create(&pool, &layout, 100, false, NULL), SL_OK);
+    assert_int_equal(
+        kvpool_create(&pool,
+                      &(struct kvpool_config){
+                          .layout = layout, .max_len = 100, .max_seqs = 8, .prefix_caching = false},
+                      NULL),
+        SL_OK);
     const int32_t x[4] = {1, 1, 1, 1};
     int32_t blk[1];
     assert_int_equal(kvpool_key_take(pool, "salt", 4), 0);

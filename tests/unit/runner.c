@@ -24,7 +24,7 @@ enum { N = 40, BLOCK = 16, ENTRIES = 3, HIDDEN = 16 };
 
 static struct model_spec *spec;
 static struct backend *backend;
-static const struct batch_limits limits = {N, 1, 8, 4, N, 1};
+static const struct batch_limits limits = {N, 1, 8, 4, N, 1, 0};
 static const struct request request;
 static struct sequence sequence = {.req = (struct request *)&request};
 

@@ -308,6 +308,79 @@ static void prefixes_are_found_again(void **state)
     world_fini(&w);
 }
 
+/* Two sequences for whom there is not room enough; the blocks of the younger one are copied away,
+ * and come back. A copy takes 8 us a block there and back, a token that is computed again token_ns.
+ */
+static void preempted_without_and_with_swap(void **state)
+{
+    (void)state;
+    static const struct {
+        double token_ns;
+        int n_host_blocks;
+        bool swaps;
+    } way[] = {{1e6, 16, true}, {100, 16, false}, {1e6, 3, false}, {1e6, 0, false}};
+    for (size_t i = 0; i < sizeof way / sizeof *way; i++) {
+        struct sched_config cfg = world_config();
+        cfg.layout.n_blocks = 12; /* of 4 */
+        cfg.layout.n_host_blocks = way[i].n_host_blocks;
+        cfg.enable_prefix_caching = false;
+        cfg.swap = true;
+        cfg.host_bytes_per_s = 256e6;
+        cfg.token_ns = way[i].token_ns;
+        struct hand h;
+        struct sched_stats st;
+        hand_init(&h, &cfg);
+        struct rec *a = world_add(&h.w, 16, 20), *b = world_add(&h.w, 16, 20);
+        int to_host = 0, from_host = 0, n_rows = 0;
+        while (hand_step(&h)) {
+            n_rows += h.b->n_tokens;
+            for (int c = 0; c < h.b->n_copies; c++) {
+                to_host += h.b->copy[c].kind == COPY_TO_HOST;
+                from_host += h.b->copy[c].kind == COPY_FROM_HOST;
+            }
+        }
+        sched_get_stats(h.s, &st);
+        assert_true(st.n_preemptions > 0);
+        assert_int_equal(st.n_swaps, way[i].swaps ? st.n_preemptions : 0);
+        assert_int_equal(a->n_out[0] + b->n_out[0], 40);
+        assert_int_equal(to_host, from_host);
+        assert_int_equal(to_host > 0, way[i].swaps);
+        assert_int_equal(n_rows == 2 * (16 + 19), way[i].swaps); /* nothing is computed twice */
+        hand_fini(&h);
+    }
+}
+
+/* Contents that leave the device are found again, and cost no computation. */
+static void evicted_prefixes_come_back(void **state)
+{
+    (void)state;
+    struct sched_config cfg = world_config();
+    cfg.layout.n_blocks = 12; /* of 4: one prompt of 32 at a time */
+    cfg.layout.n_host_blocks = 40;
+    cfg.offload = true;
+    struct world w;
+    struct sched_stats st;
+    world_init(&w, &cfg);
+    for (int i = 0; i < 3; i++) {
+        (void)world_add(&w, 32, 2);
+        world_run(&w, 100);
+    }
+    struct rec *again = world_make(&w, w.head->next->next->r.prompt, 32, 2, 1); /* the first one */
+    sched_add(world_sched(&w), &again->r);
+    world_run(&w, 100);
+    sched_get_stats(world_sched(&w), &st);
+    assert_int_equal(again->r.seq[0]->n_cached, 28);
+    assert_int_equal(st.host_hits, 28);
+    assert_int_equal(st.host_queries, 4 * 32);
+    assert_int_equal(st.prefix_hits, 0);
+    sched_reset_prefix_cache(world_sched(&w));
+    again = world_make(&w, again->r.prompt, 32, 2, 1);
+    sched_add(world_sched(&w), &again->r);
+    world_run(&w, 100);
+    assert_int_equal(again->r.seq[0]->n_cached, 0);
+    world_fini(&w);
+}
+
 static void choices_share_the_prompt(void **state)
 {
     (void)state;
@@ -784,6 +857,8 @@ int main(void)
         cmocka_unit_test(what_cannot_fit_is_told_before),
         cmocka_unit_test(batches_wait_for_their_longest),
         cmocka_unit_test(windows_free_what_they_passed),
+        cmocka_unit_test(preempted_without_and_with_swap),
+        cmocka_unit_test(evicted_prefixes_come_back),
         cmocka_unit_test(prompt_logprobs_within_the_logit_rows),
         cmocka_unit_test(a_warm_step_allocates_nothing),
         cmocka_unit_test(no_memory_fails_cleanly),

@@ -52,7 +52,7 @@ struct rope_table {
 };
 
 struct kv_group_memory {
-    char *data; /* [layer][block][kv head]{K tiles, V tiles} */
+    char *data; /* [layer][block, the host's last][kv head]{K tiles, V tiles} */
     int n_layers, n_kv_heads, head_dim;
     int hd_pad;         /* head_dim rounded up to whole vectors; zeros between */
     int tiles;          /* K tiles of one head in one block, and as many V tiles behind them */

@@ -42,7 +42,7 @@ static enum sl_status group_create(struct device *d, struct kv_group_memory *g,
         g->tile_bytes += TILE_POS * sizeof(float);
     g->head_bytes = 2 * g->tile_bytes * g->tiles;
     g->block_bytes = g->head_bytes * g->n_kv_heads;
-    g->layer_bytes = g->block_bytes * l->n_blocks;
+    g->layer_bytes = g->block_bytes * (size_t)(l->n_blocks + l->n_host_blocks);
     if (g->n_layers == 0)
         return SL_OK;
     g->data = cpu_alloc(g->layer_bytes * g->n_layers, "KV cache", err);
@@ -85,9 +85,11 @@ static void copy_block(void *ctx, int i, int thread)
     const struct device *d = ctx;
     const struct block_copy *c = &d->batch->copy[i];
     const struct kv_group_memory *g = &d->kv.group[c->group];
+    int src = (int)block_copy_src(c, d->kv.layout.n_blocks);
+    int dst = (int)block_copy_dst(c, d->kv.layout.n_blocks);
     (void)thread;
     for (int l = 0; l < g->n_layers; l++)
-        memcpy(kv_tile(g, l, c->dst, 0, 0), kv_tile(g, l, c->src, 0, 0), g->block_bytes);
+        memcpy(kv_tile(g, l, dst, 0, 0), kv_tile(g, l, src, 0, 0), g->block_bytes);
 }
 
 void kv_cache_copy_blocks(struct device *d)

@@ -110,8 +110,16 @@ void launch_gather_rows(cuda_stream s, void *out, const void *x, const int32_t *
                         int width);
 void launch_finish_logits(cuda_stream s, float *logits, const float *bias, int rows, int n,
                           float scale, float softcap);
-void launch_copy_blocks(cuda_stream s, void *cache, const int32_t *src_dst, int n_copies,
-                        size_t block_bytes);
+/* A part of every KV block of a group: `bytes` of it at device + block * bytes, a multiple of 16,
+ * and as much in host memory that the device can reach. */
+struct kv_part {
+    char *device, *host;
+    size_t bytes;
+};
+/* copies: [n_copies][KV_COPY_WORDS]: kind, from, to; of all parts, in order. */
+enum { KV_TO_HOST = 1, KV_FROM_HOST = 2, KV_COPY_WORDS = 3 };
+void launch_copy_blocks(cuda_stream s, const struct kv_part *parts, int n_parts, size_t most_bytes,
+                        const int32_t *copies, int n_copies);
 /* qkv's q and k normed and rotated in place; K and V written to the cache. */
 void launch_qkv_rope_cache(cuda_stream s, void *qkv, const struct kv_cache *kv,
                            const struct step_arrays *a, const struct attn_shape *shape,

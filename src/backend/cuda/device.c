@@ -284,6 +284,7 @@ static void kv_destroy(struct device *d)
         d->kv[g] = NULL;
         d->n_kv[g] = 0;
     }
+    kv_parts_destroy(d);
 }
 
 static enum sl_status take_layer(struct device *d, struct kv_cache *kv,
@@ -351,7 +352,7 @@ static enum sl_status cuda_kv_create(struct device *d, const struct kv_layout *l
     size_t slots = (size_t)layout->n_blocks * (size_t)layout->block_size;
     d->partial = cuda_alloc(d, d->max_parts * partial, "attention's partial sums", err);
     d->seen = cuda_alloc(d, slots * sizeof *d->seen, "the tokens of the KV cache", err);
-    return d->partial && d->seen ? SL_OK : SL_ENOMEM;
+    return d->partial && d->seen ? kv_parts_create(d, layout->n_host_blocks, err) : SL_ENOMEM;
 }
 
 /* ---- ops ------------------------------------------------------------------------------------- */

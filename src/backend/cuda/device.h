@@ -47,6 +47,13 @@ struct gemm_choice {
     cublasLtMatmulAlgo_t algo;
 };
 
+/* What a KV block of a group is made of. */
+struct kv_parts {
+    struct kv_part *list, *device_list;
+    int n;
+    size_t most, block_bytes; /* of one part, of all */
+};
+
 struct device {
     cudaStream_t stream;
     cudaError_t failed; /* the first failed launch of the step in progress */
@@ -75,6 +82,8 @@ struct device {
     struct attn_spec group[KV_GROUPS_MAX];
     size_t block_bytes[KV_GROUPS_MAX]; /* of K (or V) of one block and layer */
     size_t scale_bytes[KV_GROUPS_MAX]; /* of its scales, 0: bf16 */
+    struct kv_parts kv_part[KV_GROUPS_MAX];
+    void *host_kv; /* pinned */
     void *partial;
     size_t max_parts;
     int32_t *seen;  /* the token at each KV slot of group seen_group */
@@ -127,6 +136,12 @@ enum sl_status step_launched(struct device *d, struct sl_err *err);
 enum sl_status step_collect(struct device *d, const struct draw_result **result,
                             const struct draw_top **top, struct sl_err *err);
 void step_fini(struct device *d);
+
+/* kvcopy.c */
+enum sl_status kv_parts_create(struct device *d, int n_host_blocks, struct sl_err *err);
+void kv_parts_destroy(struct device *d);
+int kv_copies_place(const struct device *d, int g, int32_t *to); /* gives their number */
+void kv_copies_run(struct device *d, int g, const int32_t *copies, int n);
 
 /* graph.c */
 void graph_begin(struct device *d); /* after the step's upload */

@@ -233,24 +233,28 @@ extern "C" void launch_finish_logits(cuda_stream s, float *logits, const float *
 }
 
 /* Copies happen in order, for one may read what another wrote: every thread owns the same 16 bytes
- * of each KV block and goes through the list. */
-__global__ void copy_blocks_kernel(char *cache, const int32_t *src_dst, int n_copies, size_t bytes)
+ * of each KV block's part blockIdx.y and goes through the list. */
+__global__ void copy_blocks_kernel(const struct kv_part *parts, const int32_t *copy, int n_copies)
 {
     begin();
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= bytes / 16)
+    const struct kv_part part = parts[blockIdx.y];
+    size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 16;
+    if (i >= part.bytes)
         return;
     for (int c = 0; c < n_copies; c++) {
-        const uint4 *from = (const uint4 *)(cache + (size_t)src_dst[2 * c] * bytes);
-        ((uint4 *)(cache + (size_t)src_dst[2 * c + 1] * bytes))[i] = from[i];
+        const int32_t *of = copy + c * KV_COPY_WORDS;
+        const char *from = of[0] == KV_FROM_HOST ? part.host : part.device;
+        char *to = of[0] == KV_TO_HOST ? part.host : part.device;
+        *(uint4 *)(to + (size_t)of[2] * part.bytes + i) =
+            *(const uint4 *)(from + (size_t)of[1] * part.bytes + i);
     }
 }
 
-extern "C" void launch_copy_blocks(cuda_stream s, void *cache, const int32_t *src_dst, int n_copies,
-                                   size_t block_bytes)
+extern "C" void launch_copy_blocks(cuda_stream s, const struct kv_part *parts, int n_parts,
+                                   size_t most_bytes, const int32_t *copies, int n_copies)
 {
-    launch_after(s, copy_blocks_kernel, dim3(blocks_for(block_bytes / 16, THREADS)), dim3(THREADS),
-                 0, (char *)cache, src_dst, n_copies, block_bytes);
+    launch_after(s, copy_blocks_kernel, dim3(blocks_for(most_bytes / 16, THREADS), n_parts),
+                 dim3(THREADS), 0, parts, copies, n_copies);
 }
 
 /* One warp: a head's n values, n % 4 == 0, as e4m3. */

@@ -13,6 +13,8 @@
 #include <string.h>
 
 _Static_assert((int)TOKEN_NONE == (int)TOKEN_BAD_LOGITS, "core/batch.h");
+_Static_assert((int)KV_TO_HOST == (int)COPY_TO_HOST && (int)KV_FROM_HOST == (int)COPY_FROM_HOST,
+               "core/batch.h");
 _Static_assert(sizeof(struct draw_row) % sizeof(int32_t) == 0, "uploaded as words");
 
 /* n words of the upload: their device address; *host is where to write them. */
@@ -41,7 +43,7 @@ static size_t upload_words(const struct batch_limits *l)
     size_t per_group = tokens + seqs + (size_t)l->max_blocks; /* slots, block table */
     size_t plan =
         seqs + 4 * (size_t)l->max_blocks + 4 * seqs + 2 * tokens; /* parts, pairs, tiles */
-    size_t copies = 2 * seqs;
+    size_t copies = KV_COPY_WORDS * (size_t)l->max_copies;
     size_t arrays = 2 * tokens + 2 * seqs + (size_t)l->max_logits;
     size_t rows = (size_t)l->max_samples * (sizeof(struct draw_row) / sizeof(int32_t));
     size_t words = (size_t)l->max_samples * DRAW_WORDS_MAX;
@@ -191,18 +193,12 @@ static void plan_attention(struct device *d, int g, int32_t *header, const int32
     p->n_blocks = decode_blocks(d, a, n);
 }
 
-/* (src, dst) pairs of group g; gives their device address. */
+/* The copies of group g; gives their device address. */
 static const int32_t *place_copies(struct device *d, int g, int *n)
 {
-    const struct batch *b = d->batch;
-    int32_t *pair;
-    const int32_t *to = room(d, 2 * (size_t)b->n_copies, &pair);
-    *n = 0;
-    for (int i = 0; i < b->n_copies; i++)
-        if (b->copy[i].group == g) {
-            pair[2 * *n] = b->copy[i].src;
-            pair[2 * (*n)++ + 1] = b->copy[i].dst;
-        }
+    int32_t *host;
+    const int32_t *to = room(d, KV_COPY_WORDS * (size_t)d->batch->n_copies, &host);
+    *n = kv_copies_place(d, g, host);
     return to;
 }
 
@@ -331,7 +327,7 @@ static int padded_rows(const struct device *d, const struct batch *b)
     const struct draw_rows *r = d->draws;
     int n = b->n_seqs, most = b->limits.max_seqs;
     if (d->no_graphs || !r || r->n_host || n != b->n_tokens || n != b->n_logits ||
-        n != b->n_samples || b->n_plogprobs || b->n_copies || b->n_pools)
+        n != b->n_samples || b->n_plogprobs || b->n_pools)
         return 0;
     for (int i = 0; i < n; i++)
         if (b->logit_row[i] != i || b->sample[i].logit != i)
@@ -350,22 +346,6 @@ static int padded_rows(const struct device *d, const struct batch *b)
     most = most < d->draw_rows ? most : d->draw_rows;
     to = to < most ? to : most;
     return to >= n && to <= GRAPH_ROWS_MAX ? to : 0;
-}
-
-static void copy_blocks(struct device *d, int g, const int32_t *pairs, int n)
-{
-    for (int l = 0; l < d->n_kv[g]; l++) {
-        const struct kv_cache *kv = &d->kv[g][l];
-        launch_copy_blocks(d->stream, kv->k, pairs, n, d->block_bytes[g]);
-        launch_copy_blocks(d->stream, kv->v, pairs, n, d->block_bytes[g]);
-        if (kv->k_scale) {
-            launch_copy_blocks(d->stream, kv->k_scale, pairs, n, d->scale_bytes[g]);
-            launch_copy_blocks(d->stream, kv->v_scale, pairs, n, d->scale_bytes[g]);
-        }
-    }
-    if (g == d->seen_group)
-        launch_copy_blocks(d->stream, d->seen, pairs, n, (size_t)d->block_size * sizeof *d->seen);
-    cuda_note(d, "copy_blocks");
 }
 
 enum sl_status step_begin(struct device *d, const struct batch *b, struct sl_err *err)
@@ -393,8 +373,7 @@ enum sl_status step_begin(struct device *d, const struct batch *b, struct sl_err
     cuda_note(d, "a step's upload");
     cudaEventRecord(s->done, d->stream); /* again when the step is launched, if it tells */
     for (int g = 0; g < d->n_groups; g++)
-        if (n_copies[g])
-            copy_blocks(d, g, copies[g], n_copies[g]);
+        kv_copies_run(d, g, copies[g], n_copies[g]);
     d->n_begun++;
     graph_begin(d);
     return SL_OK;

@@ -241,7 +241,7 @@ static bool kv_create_layer(struct device *d, const struct kv_layout *layout,
     struct ref_kv *kv = &d->kv[a->group][a->layer_in_group];
     kv->width = a->n_kv_heads * a->head_dim;
     kv->n_heads = a->n_kv_heads;
-    size_t n = (size_t)layout->n_blocks * (size_t)layout->block_size;
+    size_t n = (size_t)(layout->n_blocks + layout->n_host_blocks) * (size_t)layout->block_size;
     size_t bytes = (size_t)kv->width * ref_bytes(d->kv_format);
     kv->k = mem_zalloc(n, bytes);
     kv->v = mem_zalloc(n, bytes);
@@ -265,6 +265,7 @@ static enum sl_status ref_kv_create(struct device *d, const struct kv_layout *la
     kv_destroy(d);
     d->kv_format = kv_format;
     d->block_size = layout->block_size;
+    d->n_blocks = layout->n_blocks;
     bool ok = true;
     for (int g = 0; ok && g < layout->n_groups; g++) {
         d->kv[g] = mem_zalloc((size_t)layout->group[g].n_layers, sizeof *d->kv[g]);
@@ -279,10 +280,11 @@ static enum sl_status ref_kv_create(struct device *d, const struct kv_layout *la
     return SL_FAIL(err, SL_ENOMEM, "no memory for a KV cache of %d blocks", layout->n_blocks);
 }
 
-static void copy_part(void *part, const struct block_copy *c, size_t bytes)
+static void copy_part(void *part, const struct block_copy *c, int n_blocks, size_t bytes)
 {
     if (part)
-        memcpy((char *)part + (size_t)c->dst * bytes, (char *)part + (size_t)c->src * bytes, bytes);
+        memcpy((char *)part + block_copy_dst(c, n_blocks) * bytes,
+               (char *)part + block_copy_src(c, n_blocks) * bytes, bytes);
 }
 
 static void copy_block(struct device *d, const struct block_copy *c)
@@ -292,10 +294,10 @@ static void copy_block(struct device *d, const struct block_copy *c)
         const struct ref_kv *kv = &d->kv[c->group][l];
         size_t bytes = n * (size_t)kv->width * ref_bytes(d->kv_format);
         size_t scale_bytes = n * (size_t)kv->n_heads * sizeof(float);
-        copy_part(kv->k, c, bytes);
-        copy_part(kv->v, c, bytes);
-        copy_part(kv->k_scale, c, scale_bytes);
-        copy_part(kv->v_scale, c, scale_bytes);
+        copy_part(kv->k, c, d->n_blocks, bytes);
+        copy_part(kv->v, c, d->n_blocks, bytes);
+        copy_part(kv->k_scale, c, d->n_blocks, scale_bytes);
+        copy_part(kv->v_scale, c, d->n_blocks, scale_bytes);
     }
 }
 

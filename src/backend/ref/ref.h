@@ -8,7 +8,8 @@
 
 #include "backend/ops.h"
 
-/* K and V of one layer: [n_blocks * block_size][n_kv_heads * head_dim], as kv_format stores it. */
+/* K and V of one layer: [(n_blocks + n_host_blocks) * block_size][n_kv_heads * head_dim], as
+ * kv_format stores it. */
 struct ref_kv {
     void *k, *v;
     float *k_scale, *v_scale; /* [n_blocks * block_size][n_kv_heads] of W_FP8, else NULL */
@@ -18,7 +19,7 @@ struct ref_kv {
 
 struct device {
     const struct batch *batch; /* of the step between begin and end */
-    int block_size;
+    int block_size, n_blocks;
     enum wformat kv_format;
     struct ref_kv *kv[KV_GROUPS_MAX]; /* [group][layer_in_group] */
     int n_kv[KV_GROUPS_MAX];

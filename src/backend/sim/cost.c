@@ -6,7 +6,8 @@
 /* Ceilings measured on these machines (docs/scheduling.md); a real engine stays below them. The
  * launch cost is a guess: one replayed graph, or waking the compute threads. */
 static const struct sim_device devices[] = {
-    {"h200", 4.39e12, 750e12, 550e12, 20e3}, {"cpu", 31e9, 6e12, 6e12, 20e3}, /* 2 cores with AMX */
+    {"h200", 4.39e12, 750e12, 550e12, 20e3, 50e9},
+    {"cpu", 31e9, 6e12, 6e12, 20e3, 15e9}, /* 2 cores with AMX */
 };
 
 const struct sim_device *sim_device_find(const char *name)
@@ -35,6 +36,16 @@ static double max_double(double a, double b)
     return a > b ? a : b;
 }
 
+/* Of blocks that go to host memory or come from there. */
+static double host_bytes(const struct kv_layout *layout, const struct batch *b)
+{
+    double bytes = 0;
+    for (int i = 0; i < b->n_copies; i++)
+        if (b->copy[i].kind != COPY_ON_DEVICE)
+            bytes += (double)layout->group[b->copy[i].group].bytes_per_token * layout->block_size;
+    return bytes;
+}
+
 double sim_step_ns(const struct sim_device *d, const struct sim_model *m,
                    const struct kv_layout *layout, const struct batch *b)
 {
@@ -56,7 +67,8 @@ double sim_step_ns(const struct sim_device *d, const struct sim_model *m,
     }
     double dense = max_double(m->weight_bytes / d->bytes_per_s,
                               (double)b->n_tokens * m->flops_per_token / d->flops_per_s);
+    double copies = host_bytes(layout, b) / d->host_bytes_per_s;
     double attention =
         max_double(kv_bytes / d->bytes_per_s, pairs * m->attn_flops_per_pair / d->attn_flops_per_s);
-    return (dense + attention) * 1e9 + d->launch_ns;
+    return (dense + attention + copies) * 1e9 + d->launch_ns;
 }

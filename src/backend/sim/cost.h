@@ -13,6 +13,7 @@ struct sim_device {
     double flops_per_s;      /* dense products, bf16 */
     double attn_flops_per_s; /* causal attention, prefill */
     double launch_ns;        /* a step costs this beside its work */
+    double host_bytes_per_s; /* KV blocks to host memory or back */
 };
 
 const struct sim_device *sim_device_find(const char *name); /* NULL: no such preset */
