@@ -7,7 +7,9 @@
 #     OUT=FILE bench/h200.sh decode                rows go there
 #
 # Parts: check (the tests of tests/gpu), sanitize (compute-sanitizer over some of them), decode,
-# prefill, trace (requests of bench/traces/azure_conv.csv, all at once).
+# prefill, trace (requests of bench/traces/azure_conv.csv, all at once), fp8 (FP8 weights against
+# bf16), fixed (FP8 weights and KV, prompts and answers of fixed lengths, all at once; SHARE=0.3:
+# of as many as take a minute).
 # SPDX-License-Identifier: Apache-2.0
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,16 +17,16 @@ bin=${BIN:-build} out=${OUT:-bench/results/h200.json} model=bench/configs/llama-
 raw=$(mktemp -d)
 trap 'rm -rf "$raw"' EXIT
 
-# latency BATCH INPUT OUTPUT: seconds of one batch, start to end
+# latency BATCH INPUT OUTPUT FLAG...: seconds of one batch, start to end
 latency() {
     "$bin/sluice" bench latency "$model" --load-format dummy --device cuda --skip-tokenizer-init \
-        --batch-size "$1" --input-len "$2" --output-len "$3" --num-iters-warmup 1 --num-iters "${ITERS:-3}" \
+        --batch-size "$1" --input-len "$2" --output-len "$3" --num-iters-warmup 1 --num-iters "${ITERS:-3}" "${@:4}" \
         --output-json "$raw/latency.json" > "$raw/latency.log" 2>&1 || cat "$raw/latency.log" >&2
     python3 -c "import json; print(json.load(open('$raw/latency.json'))['avg_latency'])"
 }
 
 part_check() {
-    for test in sample narrow pebble; do "$bin/gpu_$test"; done
+    for test in sample narrow fp8 pebble; do "$bin/gpu_$test"; done
     "$bin/golden_api_pebble" cuda
 }
 
@@ -60,6 +62,33 @@ PY
     "$bin/sluice" bench throughput "$model" --load-format dummy --device cuda \
         --skip-tokenizer-init --max-model-len 8192 --trace "$raw/trace.csv" --num-prompts 1000 \
         2>&1 | tee "$raw/throughput.txt"
+}
+
+part_fp8() {
+    for q in none fp8; do
+        local flags=()
+        [ $q = none ] || flags=(--quantization $q)
+        echo "weights $q step $(latency 1 1024 16 "${flags[@]}") $(latency 1 1024 80 "${flags[@]}")" \
+            "prefill $(latency 8 2048 1 "${flags[@]}")" | tee -a "$raw/fp8.txt"
+    done
+}
+
+# Numbers of prompts that take TensorRT-LLM a minute.
+part_fixed() {
+    while read -r input output prompts; do
+        prompts=$(python3 -c "print(max(1, round($prompts * ${SHARE:-1})))")
+        "$bin/sluice" bench throughput "$model" --load-format dummy --device cuda --skip-tokenizer-init \
+            --quantization fp8 --kv-cache-dtype fp8 --max-model-len 4608 --no-enable-prefix-caching \
+            --input-len $input --output-len $output --num-prompts $prompts ${FIXED_FLAGS:-} \
+            > "$raw/fixed.log" 2>&1 || cat "$raw/fixed.log" >&2
+        echo "fixed $input $output $prompts: $(grep Throughput: "$raw/fixed.log")" | tee -a "$raw/fixed.txt"
+    done << 'SHAPES'
+128 128 13083
+128 2048 768
+1000 1000 1065
+2048 128 1658
+2048 2048 357
+SHAPES
 }
 
 for part in "$@"; do "part_$part"; done

@@ -93,6 +93,36 @@ def trace_rows(folder, top):
     return rows
 
 
+def fp8_rows(folder):
+    found = {}
+    for m in re.finditer(r"weights (\w+) step ([\d.e-]+) ([\d.e-]+) prefill ([\d.e-]+)",
+                         read(folder, "fp8.txt")):
+        found[m[1]] = (float(m[3]) - float(m[2])) / 64, float(m[4])
+    if len(found) < 2:
+        return []
+    (step, prefill), (step8, prefill8) = found["none"], found["fp8"]
+    return [row("decode step, batch 1, context 1k, FP8 weights", step8 * 1e3, None, "lower", "ms"),
+            row("decode step, batch 1: FP8 weights against bf16", step / step8, 1.7, "higher", "x"),
+            row("prefill 8 x 2,048, FP8 weights", prefill8 * 1e3, None, "lower", "ms"),
+            row("prefill 8 x 2,048: FP8 weights against bf16", prefill / prefill8, 1.6, "higher",
+                "x")]
+
+
+# What TensorRT-LLM v1.0's published table has for this model in FP8 on one H200.
+FIXED = {(128, 128): 27911, (128, 2048): 26221, (1000, 1000): 17744, (2048, 128): 3538,
+         (2048, 2048): 12194}
+
+
+def fixed_rows(folder):
+    rows = []
+    for m in re.finditer(r"fixed (\d+) (\d+) (\d+): .*?([\d.]+) output tokens/s",
+                         read(folder, "fixed.txt")):
+        shape = int(m[1]), int(m[2])
+        rows.append(row(f"FP8 weights and KV, {m[3]} prompts of {shape[0]} with {shape[1]} answered",
+                        float(m[4]), FIXED[shape], "higher", "tokens/s"))
+    return rows
+
+
 def main():
     folder, target, commit = sys.argv[1:]
     result = json.load(open(target)) if os.path.exists(target) else {"rows": [], "ceilings": {}}
@@ -103,6 +133,7 @@ def main():
     result.update(machine=name or "unknown", commit=commit,
                   date=datetime.date.today().isoformat())
     new = kernel_rows(folder) + step_rows(folder, top) + trace_rows(folder, top)
+    new += fp8_rows(folder) + fixed_rows(folder)
     for r in new:
         r["commit"] = commit
     names = {r["name"] for r in new}

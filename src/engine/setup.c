@@ -150,8 +150,8 @@ static enum sl_status open_device(struct sl_engine *e, struct sl_err *err)
     log_info("Loading weights took %.2f seconds", seconds);
     struct model_info mi;
     model_spec_info(e->spec, &mi);
-    log_info("Model loading took %.4f GiB memory and %.6f seconds", (double)mi.weight_bytes / GIB,
-             seconds);
+    log_info("Model loading took %.4f GiB memory and %.6f seconds",
+             (double)runner_weight_bytes(e->runner) / GIB, seconds);
     st = sampler_create(&e->sampler, mi.vocab_size, e->cfg.logprobs_mode, err);
     if (st)
         return st;

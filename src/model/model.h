@@ -89,7 +89,8 @@ void runner_set_sampler(struct runner *r, sample_fn fn, void *ctx);
 /* Lets a device that can draw do so, before memory is taken; ctx is the sampler's. false: it
  * cannot, and the runner's depth stays 1. */
 bool runner_set_draw(struct runner *r, const struct draw_hooks *hooks, bool eager);
-struct backend *runner_backend(struct runner *r); /* destroy through backend->ops->destroy */
+size_t runner_weight_bytes(const struct runner *r); /* of all matrices, as they were prepared */
+struct backend *runner_backend(struct runner *r);   /* destroy through backend->ops->destroy */
 /* Bytes of activations and logits that `limits` needs: planned, not measured. */
 size_t runner_activation_bytes(const struct runner *r, const struct batch_limits *limits);
 
