@@ -137,12 +137,31 @@ static bool submit(struct run *r, struct pending *p, const int32_t *tokens, size
 }
 
 static bool take_text(struct run *r, struct pending *p, const char *text, size_t bytes,
+                      const json_t *pair);
+
+/* A pair that this model takes as one text. */
+static bool take_joined(struct run *r, struct pending *p, const char *text, size_t bytes,
+                        const json_t *pair)
+{
+    char *joined = NULL;
+    size_t n = 0;
+    p->err.code =
+        sl_text_pair(r->text, text, bytes, json_string_value(pair), json_string_length(pair),
+                     r->info.renders_pairs ? "{}" : NULL, &joined, &n, &p->err);
+    bool ok = p->err.code == SL_OK && take_text(r, p, joined, n, NULL);
+    sl_free(joined);
+    return ok;
+}
+
+static bool take_text(struct run *r, struct pending *p, const char *text, size_t bytes,
                       const json_t *pair)
 {
     int32_t *ids = NULL;
     size_t n = 0, n_first = 0;
     if (!r->text)
         return fail(&p->err, "the model has no tokenizer");
+    if (pair && (r->info.renders_pairs || r->info.joins_pairs))
+        return take_joined(r, p, text, bytes, pair);
     p->err.code = pair ? sl_text_encode_pair(r->text, text, bytes, json_string_value(pair),
                                              json_string_length(pair), &ids, &n, &n_first, &p->err)
                        : sl_text_encode(r->text, text, bytes, true, &ids, &n, &p->err);

@@ -324,7 +324,11 @@ struct sl_engine_info {
     enum sl_pool_task task;    /* the model's own, with pooling */
     int embedding_size;        /* values of one vector, or labels */
     const char *const *labels; /* [embedding_size] of SL_POOL_CLASSIFY, each may be NULL; or NULL */
-    bool dead;                 /* the device failed */
+    /* How a pair of texts becomes a prompt of a model that scores: by the chat template, if one was
+     * given (sl_config; the model's own is about chats); else one text after the other; else as
+     * sl_text_encode_pair does. */
+    bool renders_pairs, joins_pairs;
+    bool dead; /* the device failed */
 };
 SL_API void sl_engine_info(const struct sl_engine *e, struct sl_engine_info *out);
 
@@ -462,6 +466,13 @@ SL_API SL_MUST_CHECK enum sl_status sl_text_encode_pair(const struct sl_text *t,
                                                         size_t a_bytes, const char *b,
                                                         size_t b_bytes, int32_t **ids, size_t *n,
                                                         size_t *n_first, struct sl_err *err);
+/* A pair of texts as the one that a model which answers with a word was trained on
+ * (sl_engine_info). vars, a JSON object: what the chat template makes of it, with roles "query" and
+ * "document" and these further variables. NULL: b follows a. *text is freed with sl_free. */
+SL_API SL_MUST_CHECK enum sl_status sl_text_pair(const struct sl_text *t, const char *a,
+                                                 size_t a_bytes, const char *b, size_t b_bytes,
+                                                 const char *vars, char **text, size_t *bytes,
+                                                 struct sl_err *err);
 /* Cuts what sl_text_encode (n_first NULL) or sl_text_encode_pair gave to `keep` tokens, as
  * transformers does: special tokens around the texts stay, of a pair the longer one loses first.
  * left: what is kept is a text's end. */

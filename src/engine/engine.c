@@ -85,6 +85,7 @@ enum sl_status engine_start(struct sl_engine *e, struct sl_err *err)
     e->info.started_s = clock_wall_s();
     e->info.has_tokenizer = e->text != NULL;
     e->info.has_chat_template = e->text && text_has_template(e->text);
+    e->info.renders_pairs = e->info.has_chat_template && e->cfg.chat_template;
     if (!e->cfg.max_unread_bytes)
         e->cfg.max_unread_bytes = 4 << 20;
     enum sl_status st =

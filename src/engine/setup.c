@@ -327,6 +327,7 @@ static enum sl_status set_pooling_info(struct sl_engine *e, struct sl_err *err)
                                     : SL_POOL_EMBED;
     e->info.embedding_size = p->classify ? p->n_labels : spec_dim(e->spec, DIM_EMBED);
     e->info.labels = p->label;
+    e->info.joins_pairs = p->joins_pairs;
     if (e->cfg.device == SL_DEVICE_SIM)
         return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "device",
                              "device sim makes up tokens, not embeddings");
@@ -426,6 +427,21 @@ static enum sl_status open_text(struct sl_engine *e, struct sl_err *err)
     return st;
 }
 
+/* The ids of the tokens that a classification head is made of. */
+static enum sl_status find_head_tokens(struct sl_engine *e, struct sl_err *err)
+{
+    struct pool_spec *p = &e->spec->pool;
+    for (int i = 0; i < p->n_head_tokens; i++) {
+        int32_t id = e->text ? tokenizer_token_id(text_tokenizer(e->text), p->head_token[i]) : -1;
+        if (id < 0 || id >= e->info.vocab_size)
+            return SL_FAIL_PARAM(err, SL_EINVAL, "hf_overrides",
+                                 "classifier_from_token: the tokenizer has no token '%.64s'",
+                                 p->head_token[i]);
+        p->head_id[i] = id;
+    }
+    return SL_OK;
+}
+
 enum sl_status setup_open(struct sl_engine *e, struct sl_err *err)
 {
     struct sl_config *cfg = &e->cfg;
@@ -457,6 +473,8 @@ enum sl_status setup_open(struct sl_engine *e, struct sl_err *err)
     st = set_defaults(e, &mi, err);
     if (!st)
         st = open_text(e, err);
+    if (!st)
+        st = find_head_tokens(e, err);
     if (!st)
         st = cfg->device == SL_DEVICE_SIM ? open_sim(e, &mi, err) : open_device(e, err);
     if (!st)

@@ -198,6 +198,39 @@ enum sl_status sl_text_render_with(const struct sl_text *t, const char *vars,
     return st;
 }
 
+static enum sl_status render_pair(const struct sl_text *t, const char *a, size_t a_bytes,
+                                  const char *b, size_t b_bytes, const char *vars, char **text,
+                                  size_t *bytes, struct sl_err *err)
+{
+    json_t *v = template_vars_parse(vars, strlen(vars), err);
+    if (!v)
+        return SL_EINVAL;
+    json_object_set_new(v, "messages",
+                        json_pack("[{s:s, s:s%}, {s:s, s:s%}]", "role", "query", "content", a,
+                                  a_bytes, "role", "document", "content", b, b_bytes));
+    json_object_set_new(v, "tools", json_null());
+    enum sl_status st = json_object_get(v, "messages")
+                            ? chat_render(t->chat, v, NULL, NULL, text, bytes, err)
+                            : SL_FAIL(err, SL_EINVAL, "a pair of texts must be valid UTF-8");
+    json_decref(v);
+    return st;
+}
+
+enum sl_status sl_text_pair(const struct sl_text *t, const char *a, size_t a_bytes, const char *b,
+                            size_t b_bytes, const char *vars, char **text, size_t *bytes,
+                            struct sl_err *err)
+{
+    if (vars)
+        return render_pair(t, a, a_bytes, b, b_bytes, vars, text, bytes, err);
+    if (!(*text = mem_alloc(a_bytes + b_bytes + 1, 1)))
+        return SL_FAIL(err, SL_ENOMEM, "no memory for a pair of texts");
+    memcpy(*text, a, a_bytes);
+    memcpy(*text + a_bytes, b, b_bytes);
+    (*text)[a_bytes + b_bytes] = 0;
+    *bytes = a_bytes + b_bytes;
+    return SL_OK;
+}
+
 bool sl_text_reads_parts(const struct sl_text *t, bool tools, const char *chat_template)
 {
     return t && chat_reads_parts(t->chat, tools, chat_template);

@@ -86,7 +86,7 @@ struct oai_prompt {
 struct oai_pool {
     json_t *input, *query, *queries, *documents, *items, *data_1, *data_2, *text_1, *text_2;
     json_t *normalize; /* refused: it has another name now */
-    const char *encoding_format, *embed_dtype, *endianness, *task;
+    const char *encoding_format, *embed_dtype, *endianness, *task, *instruction;
     bool use_activation, has_use_activation;
     int dimensions; /* SL_NONE: absent */
     int top_n, max_tokens_per_query, max_tokens_per_doc;
@@ -149,6 +149,8 @@ void oai_random_id(char out[33]);
 bool oai_parse(struct oai_request *r, enum oai_api api, const struct oai_env *env, const char *body,
                size_t bytes, struct oai_error *e);
 bool oai_prompts(struct oai_request *r, const struct oai_env *env, struct oai_error *e);
+/* The messages as text, in r->rendered. */
+bool oai_render(struct oai_request *r, const struct oai_env *env, struct oai_error *e);
 /* oai_pool.c: the same for the pooling endpoints, and their answer from the requests' results, of
  * r->n_prompts requests. */
 bool oai_pool_prompts(struct oai_request *r, const struct oai_env *env, struct oai_error *e);

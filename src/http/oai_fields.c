@@ -42,11 +42,12 @@ struct field {
 #define MODELS (OAI_GENERATE | OAI_POOLS | OAI_TOKENIZE | OAI_DETOKENIZE)
 #define POOL(member) AT(pool.member)
 #define CHATS (OAI_CHAT | OAI_TOKENIZE)
+#define MESSAGES (CHATS | OAI_INPUTS)
 
 static const struct field fields[] = {
     {"model", MODELS, T_STRING, AT(model), 0, 0, 0},
     {"prompt", OAI_COMPLETIONS | OAI_TOKENIZE, T_ANY, AT(prompt), 0, 0, 0},
-    {"messages", CHATS, T_LIST, AT(messages), 0, 0, 0},
+    {"messages", MESSAGES, T_LIST, AT(messages), 0, 0, 0},
     {"tokens", OAI_DETOKENIZE, T_INTS, AT(tokens), AT(n_tokens), 0, 0},
     {"echo", OAI_GENERATE, T_BOOL, AT(echo), 0, 0, 0},
     {"frequency_penalty", OAI_GENERATE, T_FLOAT, PARAM(frequency_penalty), 0, 0, 0},
@@ -112,9 +113,9 @@ static const struct field fields[] = {
     {"parallel_tool_calls", OAI_CHAT, T_BOOL, AT(parallel_tool_calls), 0, 0, 0},
     {"include_reasoning", OAI_CHAT, T_BOOL, AT(include_reasoning), 0, 0, 0},
     {"reasoning_effort", OAI_CHAT, T_STRING, AT(reasoning_effort), 0, 0, 0},
-    {"add_generation_prompt", CHATS, T_BOOL, AT(add_generation_prompt),
+    {"add_generation_prompt", MESSAGES, T_BOOL, AT(add_generation_prompt),
      AT(has_add_generation_prompt), 0, 0},
-    {"continue_final_message", CHATS, T_BOOL, AT(continue_final_message), 0, 0, 0},
+    {"continue_final_message", MESSAGES, T_BOOL, AT(continue_final_message), 0, 0, 0},
     {"documents", OAI_CHAT, T_LIST, AT(documents), 0, 0, 0},
     {"input", OAI_INPUTS, T_ANY, POOL(input), 0, 0, 0},
     {"encoding_format", OAI_EMBEDDINGS | OAI_POOLING, T_STRING, POOL(encoding_format), 0, 0, 0},
@@ -132,11 +133,12 @@ static const struct field fields[] = {
     {"data_2", OAI_SCORE, T_ANY, POOL(data_2), 0, 0, 0},
     {"text_1", OAI_SCORE, T_ANY, POOL(text_1), 0, 0, 0},
     {"text_2", OAI_SCORE, T_ANY, POOL(text_2), 0, 0, 0},
+    {"instruction", OAI_PAIRS, T_STRING, POOL(instruction), 0, 0, 0},
     {"top_n", OAI_RERANK, T_INT, POOL(top_n), 0, 0, INT64_MAX},
     {"max_tokens_per_query", OAI_PAIRS, T_INT, POOL(max_tokens_per_query), 0, INTS},
     {"max_tokens_per_doc", OAI_PAIRS, T_INT, POOL(max_tokens_per_doc), 0, INTS},
-    {"chat_template", CHATS, T_STRING, AT(chat_template), 0, 0, 0},
-    {"chat_template_kwargs", CHATS, T_OBJECT, AT(chat_template_kwargs), 0, 0, 0},
+    {"chat_template", MESSAGES, T_STRING, AT(chat_template), 0, 0, 0},
+    {"chat_template_kwargs", MESSAGES | OAI_PAIRS, T_OBJECT, AT(chat_template_kwargs), 0, 0, 0},
 };
 
 enum { N_FIELDS = sizeof fields / sizeof fields[0], MAX_REPORTED = 8 };
@@ -410,7 +412,7 @@ static void require(struct oai_request *r, struct complaints *c)
         complain(c, "messages", -1, "missing", "Field required");
     if (r->api == OAI_TOKENIZE && !r->messages && !r->prompt)
         complain(c, "prompt", -1, "missing", "Field required");
-    if (r->api & OAI_INPUTS && !r->pool.input)
+    if (r->api & OAI_INPUTS && !r->pool.input && !r->messages)
         complain(c, "input", -1, "missing", "Field required");
     if (r->api == OAI_RERANK && !r->pool.query)
         complain(c, "query", -1, "missing", "Field required");

@@ -219,17 +219,23 @@ static bool check_chars(const struct oai_request *r, const struct oai_env *env, 
                     max, bytes / 4, env->max_token_chars * max, max);
 }
 
-static bool encode(const struct oai_request *r, const struct oai_env *env, const json_t *text,
-                   struct oai_prompt *p, struct oai_error *e)
+static bool encode_bytes(const struct oai_request *r, const struct oai_env *env, const char *text,
+                         size_t bytes, struct oai_prompt *p, struct oai_error *e)
 {
     struct sl_err err = {0};
     size_t n = 0;
-    if (!need_text(env, e) || !check_chars(r, env, json_string_length(text), e))
+    if (!check_chars(r, env, bytes, e))
         return false;
-    if (sl_text_encode(env->text, json_string_value(text), json_string_length(text),
-                       r->add_special_tokens, &p->tokens, &n, &err))
+    if (sl_text_encode(env->text, text, bytes, r->add_special_tokens, &p->tokens, &n, &err))
         return oai_fail_err(e, &err);
     return cut_text(r, env, p, n, NULL, e) && fit(r, env, p, e);
+}
+
+static bool encode(const struct oai_request *r, const struct oai_env *env, const json_t *text,
+                   struct oai_prompt *p, struct oai_error *e)
+{
+    return need_text(env, e) &&
+           encode_bytes(r, env, json_string_value(text), json_string_length(text), p, e);
 }
 
 static bool encode_pair(const struct oai_request *r, const struct oai_env *env, const json_t *a,
@@ -301,6 +307,66 @@ static bool input_prompts(struct oai_request *r, const struct oai_env *env, stru
     return true;
 }
 
+/* Chat messages as the template writes them: one prompt. */
+static bool message_prompt(struct oai_request *r, const struct oai_env *env, struct oai_error *e)
+{
+    if (!need_text(env, e) || !make_room(r, 1, "messages", e))
+        return false;
+    r->n_prompts = 1;
+    return oai_render(r, env, e) &&
+           encode_bytes(r, env, r->rendered, r->rendered_bytes, &r->prompts[0], e);
+}
+
+/* ---- pairs as a prompt ---------------------------------------------------------------------- */
+
+/* What the template of a pair sees beside it; NULL: *e says why not. */
+static char *pair_vars(const struct oai_request *r, struct oai_error *e)
+{
+    static const char *const fixed[] = {"chat_template", "tools", "tokenize"};
+    for (int i = 0; i < 3; i++)
+        if (json_object_get(r->chat_template_kwargs, fixed[i])) {
+            oai_fail(e, 400, NULL, NULL,
+                     "chat_template_kwargs contains reserved keys that conflict with fixed scorer "
+                     "arguments: {'%s'}",
+                     fixed[i]);
+            return NULL;
+        }
+    json_t *vars = json_object();
+    if (r->pool.instruction) /* the general field goes before the short one */
+        json_object_set_new(vars, "instruction", json_string(r->pool.instruction));
+    json_object_update(vars, r->chat_template_kwargs);
+    char *text = json_dumps(vars, JSON_COMPACT);
+    json_decref(vars);
+    if (!text)
+        no_memory(e);
+    return text;
+}
+
+/* The pair as one text. */
+static bool one_text(const struct oai_request *r, const struct oai_env *env, const json_t *a,
+                     const json_t *b, struct oai_prompt *p, struct oai_error *e)
+{
+    bool render = env->info.renders_pairs;
+    char *vars = render ? pair_vars(r, e) : NULL, *text = NULL;
+    size_t bytes = 0;
+    struct sl_err err = {0};
+    bool ok = vars || !render;
+    if (ok && sl_text_pair(env->text, json_string_value(a), json_string_length(a),
+                           json_string_value(b), json_string_length(b), vars, &text, &bytes, &err))
+        ok = oai_fail_err(e, &err);
+    ok = ok && encode_bytes(r, env, text, bytes, p, e);
+    free(vars);
+    sl_free(text);
+    return ok;
+}
+
+static bool pair_prompt(const struct oai_request *r, const struct oai_env *env, const json_t *a,
+                        const json_t *b, struct oai_prompt *p, struct oai_error *e)
+{
+    bool one = env->info.renders_pairs || env->info.joins_pairs;
+    return one ? one_text(r, env, a, b, p, e) : encode_pair(r, env, a, b, p, e);
+}
+
 /* ---- pairs ---------------------------------------------------------------------------------- */
 
 /* Under the first of the names that clients use. */
@@ -351,21 +417,66 @@ static bool check_pairs(const struct oai_request *r, const json_t *a, const json
         return oai_fail(e, 400, NULL, NULL, "At least one text element must be given");
     if (m == 0)
         return oai_fail(e, 400, NULL, NULL, "At least one text_pair element must be given");
-    if (r->pool.max_tokens_per_query || r->pool.max_tokens_per_doc)
-        return oai_fail(e, 400, NULL,
-                        r->pool.max_tokens_per_query ? "max_tokens_per_query"
-                                                     : "max_tokens_per_doc",
-                        "max_tokens_per_query and max_tokens_per_doc are not there yet; "
-                        "truncate_prompt_tokens is");
     return true;
 }
 
-/* By a head: each pair is a prompt. By vectors: first the queries', then the documents'. */
-static bool pair_prompts(struct oai_request *r, const struct oai_env *env, struct oai_error *e)
+/* max_tokens_per_query and max_tokens_per_doc; 0: none. */
+static bool check_limit(const struct oai_env *env, int limit, const char *name, struct oai_error *e)
 {
-    const json_t *a = first_side(&r->pool), *b = second_side(&r->pool);
-    if (!check_pairs(r, a, b, e))
-        return false;
+    int max = env->info.max_model_len;
+    if (limit < 0)
+        return oai_fail(e, 400, NULL, name, "%s must be a non-negative integer", name);
+    if (limit && limit >= max)
+        return oai_fail(e, 400, NULL, name, "%s (%d) must be less than max_model_len (%d).", name,
+                        limit, max);
+    return true;
+}
+
+/* The text's first `limit` tokens, as text; a new reference, NULL: *e says why not. */
+static json_t *cut_to(const struct oai_env *env, const json_t *text, int limit, struct oai_error *e)
+{
+    struct sl_err err = {0};
+    int32_t *ids = NULL;
+    char *kept = NULL;
+    size_t n = 0, bytes = 0;
+    json_t *out = NULL;
+    if (sl_text_encode(env->text, json_string_value(text), json_string_length(text), false, &ids,
+                       &n, &err))
+        oai_fail_err(e, &err);
+    else if (n <= (size_t)limit)
+        out = json_incref((json_t *)text);
+    else if (sl_text_decode(env->text, ids, (size_t)limit, false, &kept, &bytes, &err))
+        oai_fail_err(e, &err);
+    else if (!(out = json_stringn_nocheck(kept, bytes)))
+        no_memory(e);
+    sl_free(ids);
+    sl_free(kept);
+    return out;
+}
+
+/* The texts of one side as a new list, each cut to `limit` tokens if that is not 0. */
+static json_t *side_texts(const struct oai_request *r, const struct oai_env *env,
+                          const json_t *side, int limit, struct oai_error *e)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < side_size(side); i++) {
+        json_t *text = (json_t *)side_at(side, i);
+        bool may_be_long = check_chars(r, env, json_string_length(text), e);
+        text = !may_be_long ? NULL : limit ? cut_to(env, text, limit, e) : json_incref(text);
+        if (!text || json_array_append_new(list, text)) {
+            if (text)
+                no_memory(e);
+            json_decref(list);
+            return NULL;
+        }
+    }
+    return list;
+}
+
+/* By a head: each pair is a prompt. By vectors: first the queries', then the documents'. */
+static bool side_prompts(struct oai_request *r, const struct oai_env *env, const json_t *a,
+                         const json_t *b, struct oai_error *e)
+{
     size_t n = side_size(a), m = side_size(b);
     bool head = env->info.task == SL_POOL_CLASSIFY;
     if (!make_room(r, head ? m : n + m, "documents", e))
@@ -374,7 +485,7 @@ static bool pair_prompts(struct oai_request *r, const struct oai_env *env, struc
     for (size_t i = 0; i < (head ? m : n + m); i++) {
         struct oai_prompt *p = &r->prompts[i];
         r->n_prompts = (int)i + 1;
-        bool ok = head    ? encode_pair(r, env, side_at(a, n > 1 ? i : 0), side_at(b, i), p, e)
+        bool ok = head    ? pair_prompt(r, env, side_at(a, n > 1 ? i : 0), side_at(b, i), p, e)
                   : i < n ? encode(r, env, side_at(a, i), p, e)
                           : encode(r, env, side_at(b, i - n), p, e);
         if (!ok)
@@ -383,11 +494,29 @@ static bool pair_prompts(struct oai_request *r, const struct oai_env *env, struc
     return true;
 }
 
+static bool pair_prompts(struct oai_request *r, const struct oai_env *env, struct oai_error *e)
+{
+    const struct oai_pool *p = &r->pool;
+    const json_t *a = first_side(p), *b = second_side(p);
+    if (!check_pairs(r, a, b, e) ||
+        !check_limit(env, p->max_tokens_per_query, "max_tokens_per_query", e) ||
+        !check_limit(env, p->max_tokens_per_doc, "max_tokens_per_doc", e) || !need_text(env, e))
+        return false;
+    json_t *queries = side_texts(r, env, a, p->max_tokens_per_query, e);
+    json_t *documents = queries ? side_texts(r, env, b, p->max_tokens_per_doc, e) : NULL;
+    bool ok = documents && side_prompts(r, env, queries, documents, e);
+    json_decref(queries);
+    json_decref(documents);
+    return ok;
+}
+
 bool oai_pool_prompts(struct oai_request *r, const struct oai_env *env, struct oai_error *e)
 {
     if (!check_words(r, e) || !check_task(r, env, e))
         return false;
-    return r->api & OAI_PAIRS ? pair_prompts(r, env, e) : input_prompts(r, env, e);
+    return r->api & OAI_PAIRS ? pair_prompts(r, env, e)
+           : r->pool.input    ? input_prompts(r, env, e)
+                              : message_prompt(r, env, e);
 }
 
 /* ---- numbers -------------------------------------------------------------------------------- */

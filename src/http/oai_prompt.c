@@ -158,7 +158,7 @@ static bool completion_prompts(struct oai_request *r, const struct oai_env *env,
     return true;
 }
 
-static bool render(struct oai_request *r, const struct oai_env *env, struct oai_error *e)
+bool oai_render(struct oai_request *r, const struct oai_env *env, struct oai_error *e)
 {
     if (!env->info.has_chat_template && !r->chat_template)
         return oai_fail(e, 400, NULL, NULL,
@@ -192,7 +192,7 @@ static bool chat_prompt(struct oai_request *r, const struct oai_env *env, struct
     r->prompts = arena_alloc(&r->arena, 1, sizeof *r->prompts);
     if (!r->prompts)
         return oai_fail(e, 500, NULL, NULL, "There is not enough memory for the request");
-    if (!render(r, env, e))
+    if (!oai_render(r, env, e))
         return false;
     r->n_prompts = 1;
     r->prompts[0].text = r->rendered;

@@ -163,11 +163,21 @@ static bool check_constraints(const json_t *body, struct oai_error *e)
     return true;
 }
 
+static bool check_turn(const json_t *body, struct oai_error *e)
+{
+    if (truthy(present(body, "continue_final_message")) &&
+        truthy(present(body, "add_generation_prompt")))
+        return oai_fail(e, 400, NULL, NULL,
+                        "Cannot set both `continue_final_message` and `add_generation_prompt` to "
+                        "True.");
+    return true;
+}
+
 /* vLLM's rules that look at the raw body, in its order. */
 static bool check_raw(const struct oai_request *r, const json_t *body, struct oai_error *e)
 {
     if (!(r->api & OAI_GENERATE))
-        return true;
+        return check_turn(body, e);
     json_t *salt = present(body, "cache_salt");
     if (json_is_string(salt) && !json_string_length(salt))
         return oai_fail(e, 400, NULL, "cache_salt",
@@ -179,14 +189,7 @@ static bool check_raw(const struct oai_request *r, const json_t *body, struct oa
                         "Stream options can only be defined when `stream=True`.");
     if (r->api == OAI_COMPLETIONS)
         return check_completion_prompt(body, e);
-    if (!oai_check_tool_choice(body, e))
-        return false;
-    if (truthy(present(body, "continue_final_message")) &&
-        truthy(present(body, "add_generation_prompt")))
-        return oai_fail(e, 400, NULL, NULL,
-                        "Cannot set both `continue_final_message` and `add_generation_prompt` to "
-                        "True.");
-    return true;
+    return oai_check_tool_choice(body, e) && check_turn(body, e);
 }
 
 static bool schema_fail(struct oai_error *e, const char *field, const char *type, const char *msg)
@@ -431,7 +434,7 @@ static void set_defaults(struct oai_request *r, const struct oai_env *env)
     r->thinking_token_budget = -1;
     r->add_special_tokens = r->api == OAI_COMPLETIONS || r->api & OAI_POOLS;
     r->pool.dimensions = SL_NONE;
-    r->add_generation_prompt = true;
+    r->add_generation_prompt = !(r->api & OAI_POOLS);
     r->parallel_tool_calls = r->include_reasoning = true;
     r->return_tokens_as_token_ids = env->cfg->return_tokens_as_token_ids;
 }
@@ -470,7 +473,7 @@ bool oai_parse(struct oai_request *r, enum oai_api api, const struct oai_env *en
     if (!r->body)
         return false;
     set_defaults(r, env);
-    if (api == OAI_TOKENIZE)
+    if (api & (OAI_TOKENIZE | OAI_INPUTS)) /* templates write them */
         r->add_special_tokens = !present(r->body, "messages");
     return check_raw(r, r->body, e) && oai_fields_apply(r, r->body, e) && settle(r, env, e);
 }
@@ -499,6 +502,7 @@ void oai_drop_body(struct oai_request *r)
     r->chat_template = r->reasoning_effort = NULL;
     r->pool.input = r->pool.query = r->pool.queries = r->pool.documents = r->pool.items = NULL;
     r->pool.data_1 = r->pool.data_2 = r->pool.text_1 = r->pool.text_2 = r->pool.normalize = NULL;
+    r->pool.instruction = NULL;
     r->params.stop = r->params.bad_words = NULL;
     r->params.n_stop = r->params.n_bad_words = 0;
     json_decref(r->body);

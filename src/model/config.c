@@ -453,8 +453,7 @@ static void choose_use(struct model_spec *s, const struct config *c, const char 
                     s->architecture);
     s->pool.only = pools;
     s->pool.classify = pools && (*convert ? !strcmp(convert, "classify") : kind == CLASSIFIES);
-    s->pool.score_row = s->pool.classify && s->family->kind == GENERATES;
-    if (s->pool.classify && kind != CLASSIFIES)
+    if (s->pool.classify && kind != CLASSIFIES && !config_has(c, "classifier_from_token"))
         config_fail(c, "%s has no classification head to convert to", s->architecture);
 }
 

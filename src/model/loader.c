@@ -433,11 +433,43 @@ static enum sl_status load_matrix(const struct load *l, const struct plan_tensor
     return st;
 }
 
+/* lm_head's rows of the head's tokens, one after the other. */
+static enum sl_status load_token_rows(const struct load *l, const struct plan_tensor *t)
+{
+    const struct pool_spec *p = &l->req->spec->pool;
+    size_t n = (size_t)t->cols;
+    float *out = mem_alloc((size_t)p->n_head_tokens * n, sizeof *out);
+    enum sl_status st = out ? SL_OK : SL_FAIL(l->err, SL_ENOMEM, "no memory for '%s'", t->name);
+    l->w->head.out = out;
+    for (int i = 0; st == SL_OK && i < p->n_head_tokens; i++) {
+        struct st_tensor found = {0};
+        struct plan_tensor row = *t;
+        struct staging s = {.name = t->name};
+        const void *data = NULL;
+        SL_ASSERT(p->head_id[i] >= 0 && p->head_id[i] < t->rows);
+        row.rows = 1;
+        if (t->found) { /* made-up weights have none */
+            found = *t->found;
+            found.bytes /= (size_t)t->rows;
+            found.data = (const char *)found.data + (size_t)p->head_id[i] * found.bytes;
+            row.found = &found;
+        }
+        if ((st = get_values(l, &s, &row, SL_DTYPE_F32, &data)) == SL_OK)
+            memcpy(out + (size_t)i * n, data, n * sizeof *out);
+        staging_fini(&s);
+    }
+    for (size_t k = 0; st == SL_OK && p->two_way && k < n; k++)
+        out[k] = out[n + k] - out[k];
+    return st;
+}
+
 /* t[0 .. n): a matrix of the classification head and its bias, which stay on the host in f32. */
 static enum sl_status load_head(const struct load *l, const struct plan_tensor *t, int n)
 {
     struct pool_head *h = &l->w->head;
     enum sl_status st = SL_OK;
+    if (l->req->spec->pool.head_token)
+        return load_token_rows(l, t);
     for (int i = 0; st == SL_OK && i < n; i++) {
         struct staging s = {.name = t[i].name};
         const void *data = NULL;

@@ -40,12 +40,6 @@ static int times(const struct model_spec *s, const struct tensor_row *row)
     return 0;
 }
 
-/* The head of a decoder that classifies. */
-static const struct tensor_row score_rows[] = {
-    ROW("score.weight", SLOT_HEAD_OUT, DIM_LABELS, DIM_EMBED),
-    {0},
-};
-
 typedef bool (*tensor_fn)(void *ctx, const struct tensor_row *row, int layer, int index);
 static bool each_row(const struct model_spec *s, const struct tensor_row *rows, tensor_fn fn,
                      void *ctx)
@@ -64,7 +58,7 @@ static bool each_row(const struct model_spec *s, const struct tensor_row *rows, 
 static bool each_tensor(const struct model_spec *s, tensor_fn fn, void *ctx)
 {
     return each_row(s, s->family->rows, fn, ctx) &&
-           (!s->pool.score_row || each_row(s, score_rows, fn, ctx));
+           (!s->pool.head_rows || each_row(s, s->pool.head_rows, fn, ctx));
 }
 
 struct counting {
@@ -80,6 +74,7 @@ static bool count_tensor(void *ctx, const struct tensor_row *r, int layer, int i
     c->n++;
     bool table = (r->slot == SLOT_EMBED && (!c->s->tied || c->s->pool.only)) ||
                  r->slot == SLOT_POSITIONS || r->slot == SLOT_TYPES;
+    table = table || (r->slot == SLOT_HEAD_OUT && c->s->pool.head_token); /* a few rows of it */
     if (!table && (r->times != PER_EXPERT || index < c->s->top_k))
         c->params += (uint64_t)spec_dim(c->s, r->rows) * (uint64_t)spec_dim(c->s, r->cols);
     return true;
@@ -299,9 +294,10 @@ static enum sl_status check_extra(const struct plan *p, const struct model_spec 
     int n_extra = 0;
     for (int i = 0, u = 0; i < safetensors_count(st); i++) {
         const struct st_tensor *t = safetensors_at(st, i);
-        if (u < n_used && used[u] == t)
+        bool wanted = u < n_used && used[u] == t;
+        while (u < n_used && used[u] == t) /* twice: a head of tokens and the tied table */
             u++;
-        else if (!may_ignore(s, t->name) && !n_extra++)
+        if (!wanted && !may_ignore(s, t->name) && !n_extra++)
             extra = t;
     }
     mem_free(used);

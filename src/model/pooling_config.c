@@ -3,7 +3,7 @@
  *
  * modules.json lists what follows the transformer: Pooling (with a config of its own), Normalize.
  * Without it an encoder gives its first position's vector and a decoder its last one's, of unit
- * length.
+ * length. A decoder that classifies has a matrix of its own, or lm_head's rows of a few tokens.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "model/jsonfile.h"
 #include "model/spec.h"
@@ -12,7 +12,13 @@
 #include <string.h>
 #include <strings.h>
 
-enum { MAX_BYTES = 1 << 20, MAX_DEPTH = 8, MAX_LABELS = 1 << 16, MAX_DIMS = 64 };
+enum {
+    MAX_BYTES = 1 << 20,
+    MAX_DEPTH = 8,
+    MAX_LABELS = 1 << 16,
+    MAX_DIMS = 64,
+    MAX_HEAD_TOKENS = 64
+};
 
 /* ---- modules.json -------------------------------------------------------------------------- */
 
@@ -184,6 +190,78 @@ static void read_labels(struct model_spec *s, const struct config *c)
         no_memory(c);
 }
 
+/* The head of a decoder that classifies. */
+static const struct tensor_row score_rows[] = {
+    ROW("score.weight", SLOT_HEAD_OUT, DIM_LABELS, DIM_EMBED),
+    {0},
+};
+
+/* As head: the matrix that makes logits. */
+static const struct tensor_row *logit_rows(struct model_spec *s)
+{
+    const struct tensor_row *from = s->family->rows;
+    while (from->slot != (s->tied ? SLOT_EMBED : SLOT_LM_HEAD))
+        from++;
+    struct tensor_row *rows = arena_alloc(&s->pool.arena, 2, sizeof *rows);
+    if (rows) {
+        rows[0] = (struct tensor_row){
+            .name = from->name, .slot = SLOT_HEAD_OUT, .rows = from->rows, .cols = from->cols};
+        rows[1] = (struct tensor_row){0};
+    }
+    return rows;
+}
+
+static void take_head_tokens(struct model_spec *s, const struct config *c, const json_t *list)
+{
+    struct pool_spec *p = &s->pool;
+    int n = (int)json_array_size(list);
+    p->head_token = arena_alloc(&p->arena, (size_t)n, sizeof *p->head_token);
+    p->head_id = arena_alloc(&p->arena, (size_t)n, sizeof *p->head_id);
+    p->head_rows = logit_rows(s);
+    p->n_head_tokens = n;
+    p->n_labels = p->two_way ? 1 : n;
+    p->label = NULL; /* id2label is about another head */
+    bool ok = p->head_token && p->head_id && p->head_rows;
+    for (int i = 0; ok && i < n; i++) {
+        const json_t *v = json_array_get(list, (size_t)i);
+        p->head_id[i] = -1;
+        p->head_token[i] = arena_strndup(&p->arena, json_string_value(v), json_string_length(v));
+        ok = p->head_token[i] != NULL;
+    }
+    if (!ok)
+        no_memory(c);
+}
+
+/* A reranker that was trained to answer with a word, as vLLM takes it: classifier_from_token names
+ * the words and `method` what is made of their logits. */
+static void read_head_tokens(struct model_spec *s, const struct config *c)
+{
+    const json_t *list = json_object_get(c->root, "classifier_from_token");
+    bool original = config_bool(c, "is_original_qwen3_reranker", false);
+    const char *method = config_string(c, "method", original ? "from_2_way_softmax" : "");
+    size_t n = json_array_size(list);
+    if (!*method && !n)
+        return;
+    s->pool.two_way = !strcmp(method, "from_2_way_softmax");
+    if (!s->pool.two_way && strcmp(method, "no_post_processing")) {
+        config_fail(c,
+                    "method '%.64s' of classifier_from_token is not known; known are: "
+                    "from_2_way_softmax, no_post_processing",
+                    method);
+        return;
+    }
+    for (size_t i = 0; i < n; i++)
+        if (!json_is_string(json_array_get(list, i)))
+            n = 0;
+    if (n < 1 || n > MAX_HEAD_TOKENS || (s->pool.two_way && n != 2)) {
+        config_fail(c, "classifier_from_token must list %s, as strings",
+                    s->pool.two_way ? "two tokens, the one for no and the one for yes"
+                                    : "1 to 64 tokens");
+        return;
+    }
+    take_head_tokens(s, c, list);
+}
+
 /* What cross-encoders say about their activation, then what transformers does. */
 static void read_head_out(struct model_spec *s, const struct config *c)
 {
@@ -295,6 +373,11 @@ void config_pooling(struct model_spec *s, const struct config *c, const char *di
     s->pool.normalize = true;
     if (s->pool.classify) {
         read_labels(s, c);
+        if (s->family->kind == GENERATES) {
+            s->pool.head_rows = score_rows;
+            read_head_tokens(s, c);
+        }
+        s->pool.joins_pairs = !config_bool(c, "use_sep_token", !s->pool.head_token);
         read_head_out(s, c);
     } else {
         read_sentence_transformers(s, c, dir);

@@ -36,15 +36,26 @@ struct layer_spec {
     bool moe;                  /* experts in place of the MLP */
 };
 
+struct tensor_row;
+
 /* What a model that generates nothing makes of its hidden states. */
 struct pool_spec {
     bool only;           /* it has no lm_head, or need not have one */
     enum pool_kind kind; /* of its one vector for a text */
     bool token_level;    /* a vector for each position instead */
     bool normalize;
-    bool classify;  /* a head gives a value for each label */
-    int n_labels;   /* of the head, 0: none */
-    bool score_row; /* the head is one matrix "score.weight" (decoders) */
+    bool classify; /* a head gives a value for each label */
+    int n_labels;  /* of the head, 0: none */
+    /* A decoder's head is one matrix: these rows beside its family's. NULL: no decoder's. */
+    const struct tensor_row *head_rows;
+    /* classifier_from_token: the head is lm_head's rows of these tokens; two_way: the second's less
+     * the first's, so that a sigmoid is what a softmax of the two gives. NULL: a head of its own.
+     */
+    const char **head_token; /* [n_head_tokens] */
+    int32_t *head_id; /* [n_head_tokens], by whoever has the tokenizer, before weights load */
+    int n_head_tokens;
+    bool two_way;
+    bool joins_pairs; /* a pair is one text after the other, without separating tokens */
     enum head_act head_act;
     enum head_out head_out;
     const char **label; /* [n_labels], NULL: none are given */

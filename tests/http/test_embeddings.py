@@ -1,5 +1,6 @@
 """Embeddings, pooling, classification, scores and rankings over HTTP: a decoder that pools (with the
-openai package where it is there), and tiny encoders with a classification head.
+openai and cohere packages where they are there), the same as a reranker, and tiny encoders with a
+classification head.
 
 SPDX-License-Identifier: Apache-2.0"""
 
@@ -151,6 +152,62 @@ class Decoder(unittest.TestCase):
             out = post(self.server, path, {"query": "A cat", "documents": texts, "top_n": 1}).json()
             self.assertEqual(len(out["results"]), 1)
 
+    def test_messages(self):
+        turns = [{"role": "user", "content": "How do I list files?"}]
+        for more in ({}, {"add_generation_prompt": True}, {"add_special_tokens": True}):
+            wanted = {"add_generation_prompt": False, **more}
+            ids = post(self.server, "/tokenize", {"messages": turns, **wanted}).json()["tokens"]
+            out = self.embed(messages=turns, **more)
+            self.assertEqual(out["usage"]["prompt_tokens"], len(ids))
+            same = self.embed(input=ids)["data"]
+            self.assertEqual(out["data"], same)
+            out = post(self.server, "/pooling", {"messages": turns, **more}).json()
+            self.assertEqual(out["data"][0]["data"], same[0]["embedding"])
+        parts = [{"role": "user", "content": [{"type": "text", "text": "How do I list files?"}]}]
+        self.assertEqual(self.embed(messages=parts)["data"], self.embed(messages=turns)["data"])
+        cut = self.embed(messages=turns, truncate_prompt_tokens=4)
+        self.assertEqual(cut["usage"]["prompt_tokens"], 4)
+        e = "/v1/embeddings"
+        self.refused(e, {"messages": "x"}, "'messages'")
+        self.refused(e, {"messages": [{"content": "x"}]}, "'role'", "Field required")
+        self.refused(e, {"messages": turns, "chat_template": "x"}, "untrusted chat template")
+        self.refused(e, {"messages": turns, "add_generation_prompt": True,
+                         "continue_final_message": True}, "Cannot set both")
+
+    def test_limits_of_pairs(self):
+        text = "How do I list all the files of a folder by size?"
+        n = len(post(self.server, "/tokenize", {"prompt": text}).json()["tokens"])
+        plain = len(post(self.server, "/tokenize", {"prompt": text, "add_special_tokens": False})
+                    .json()["tokens"])
+        extra = n - plain
+        for path, query in (("/score", "queries"), ("/rerank", "query")):
+            for more, want in (({}, 2 * n), ({"max_tokens_per_doc": 4}, n + 4 + extra),
+                               ({"max_tokens_per_query": 3}, n + 3 + extra),
+                               ({"max_tokens_per_doc": 100}, 2 * n)):
+                out = post(self.server, path, {query: text, "documents": [text], **more}).json()
+                self.assertEqual(out["usage"]["prompt_tokens"], want)
+            body = {query: text, "documents": [text]}
+            self.refused(path, {**body, "max_tokens_per_doc": 128},
+                         "max_tokens_per_doc (128) must be less than max_model_len (128).")
+            self.refused(path, {**body, "max_tokens_per_query": -1},
+                         "max_tokens_per_query must be a non-negative integer")
+
+    def test_cohere_client(self):
+        try:
+            import cohere
+        except ImportError:
+            self.skipTest("no cohere package")
+        docs = ["A cat sat", "tar -tf archive.tar", "The cat slept"]
+        want = post(self.server, "/v2/rerank", {"query": "A cat", "documents": docs}).json()
+        for client in (cohere.Client(base_url=self.server.base, api_key="key"),
+                       cohere.ClientV2(base_url=self.server.base, api_key="key")):
+            out = client.rerank(model=want["model"], query="A cat",
+                                documents=docs, top_n=2)
+            self.assertEqual([r.index for r in out.results],
+                             [r["index"] for r in want["results"]][:2])
+            self.assertTrue(close([r.relevance_score for r in out.results],
+                                  [r["relevance_score"] for r in want["results"]][:2]))
+
     def test_refusals(self):
         e = "/v1/embeddings"
         self.refused(e, {}, "1 validation error", "'input'", "Field required")
@@ -175,6 +232,130 @@ class Decoder(unittest.TestCase):
                  "Chat Completions API"), ("/v1/completions", {"prompt": "a"}, "Completions API"),
                 ("/classify", {"input": "a"}, "Classification API")):
             self.refused(path, body, f"The model does not support {name}", status=404)
+
+
+class Matryoshka(unittest.TestCase):
+    def test_dimensions(self):
+        overrides = json.dumps({"matryoshka_dimensions": [16, 128]})
+        with Server("--runner", "pooling", "--hf-overrides", overrides) as s:
+            def vector(**more):
+                answer = post(s, "/v1/embeddings", {"input": "A cat", **more})
+                self.assertEqual(answer.status, 200, answer.body)
+                return answer.json()["data"][0]["embedding"]
+
+            whole = vector()
+            for n in (16, 128):
+                length = math.sqrt(sum(x * x for x in whole[:n]))
+                cut = vector(dimensions=n)
+                self.assertTrue(close(cut, [x / length for x in whole[:n]]))
+                raw = base64.b64decode(vector(dimensions=n, encoding_format="base64"))
+                self.assertTrue(close(struct.unpack(f"<{n}f", raw), cut, 1e-8))
+            answer = post(s, "/v1/embeddings", {"input": "A cat", "dimensions": 17})
+            self.assertEqual(answer.status, 400)
+            self.assertIn("only supports Matryoshka dimensions [16, 128], got 17",
+                          answer.json()["error"]["message"])
+
+
+# As Qwen3-Reranker's: what it asks, and the two words that answer.
+PAIR_TEMPLATE = """<Instruct>: {{ instruction | default("Is the text about the query?") }}
+<Query>: {{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}
+<Document>: {{ messages | selectattr("role", "eq", "document") | map(attribute="content") | first }}
+Answer:"""
+DOCUMENTS = ["The cat sat on the mat.", "Use tar to pack files.", "Cats sleep a lot."]
+
+
+def rendered(query, document, instruction="Is the text about the query?"):
+    return (f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}\nAnswer:")
+
+
+def reranker(**more):
+    return json.dumps({"architectures": ["LlamaForSequenceClassification"],
+                       "classifier_from_token": ["no", "yes"], **more})
+
+
+class Reranker(unittest.TestCase):
+    """A decoder that was trained to answer yes or no: its score is what its logits of the two words
+    say, as the generating model gives them."""
+
+    @classmethod
+    def setUpClass(cls):
+        """odds[prompt]: logit of yes less logit of no"""
+        cls.odds, cls.count = {}, {}
+        with Server("--dtype", "float32") as s:
+            ids = [post(s, "/tokenize", {"prompt": w, "add_special_tokens": False}).json()["tokens"]
+                   for w in ("no", "yes")]
+            assert [len(i) for i in ids] == [1, 1], ids
+            no, yes = (i[0] for i in ids)
+            prompts = [f(q, d) for q in ("cats", "packing") for d in DOCUMENTS
+                       for f in (rendered, lambda a, b: a + b,
+                                 lambda a, b: rendered(a, b, "Be strict."))]
+            for prompt in prompts:
+                out = post(s, "/v1/completions", {
+                    "prompt": prompt, "max_tokens": 1, "temperature": 0,
+                    "logprobs": 0, "logprob_token_ids": [no, yes],
+                    "return_tokens_as_token_ids": True}).json()
+                top = out["choices"][0]["logprobs"]["top_logprobs"][0]
+                cls.odds[prompt] = top[f"token_id:{yes}"] - top[f"token_id:{no}"]
+                cls.count[prompt] = out["usage"]["prompt_tokens"]
+
+    def check(self, server, prompts, **body):
+        out = post(server, "/score", {"queries": "cats", "documents": DOCUMENTS, **body})
+        self.assertEqual(out.status, 200, out.body)
+        want = [1 / (1 + math.exp(-self.odds[p])) for p in prompts]
+        self.assertTrue(close([d["score"] for d in out.json()["data"]], want, 2e-5),
+                        (out.body, want))
+        self.assertEqual(out.json()["usage"]["prompt_tokens"], sum(self.count[p] for p in prompts))
+
+    def test_with_a_template(self):
+        with Server("--dtype", "float32", "--chat-template", PAIR_TEMPLATE, "--hf-overrides",
+                    reranker(is_original_qwen3_reranker=True)) as s:
+            usual = [rendered("cats", d) for d in DOCUMENTS]
+            strict = [rendered("cats", d, "Be strict.") for d in DOCUMENTS]
+            self.check(s, usual)
+            self.check(s, strict, instruction="Be strict.")
+            self.check(s, strict, chat_template_kwargs={"instruction": "Be strict."})
+            self.check(s, strict, instruction="No.",
+                       chat_template_kwargs={"instruction": "Be strict."})
+            for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
+                out = post(s, path, {"query": "packing", "documents": DOCUMENTS}).json()
+                odds = [self.odds[rendered("packing", d)] for d in DOCUMENTS]
+                order = sorted(range(3), key=lambda i: -odds[i])
+                self.assertEqual([r["index"] for r in out["results"]], order)
+            plain = post(s, "/score", {"queries": "cats", "documents": DOCUMENTS,
+                                       "use_activation": False}).json()
+            self.assertTrue(close([d["score"] for d in plain["data"]],
+                                  [self.odds[p] for p in usual], 2e-4))
+            answer = post(s, "/score", {"queries": "a", "documents": "b",
+                                        "chat_template_kwargs": {"tools": []}})
+            self.assertEqual(answer.status, 400)
+            self.assertIn("reserved keys", answer.json()["error"]["message"])
+
+    def test_without_a_template(self):
+        with Server("--dtype", "float32", "--hf-overrides",
+                    reranker(method="from_2_way_softmax")) as s:
+            self.check(s, ["cats" + d for d in DOCUMENTS])
+
+    def test_a_class_for_each_token(self):
+        with Server("--dtype", "float32", "--hf-overrides",
+                    reranker(method="no_post_processing")) as s:
+            prompt = rendered("cats", DOCUMENTS[0])
+            out = post(s, "/classify", {"input": prompt}).json()["data"][0]
+            self.assertEqual(out["num_classes"], 2)
+            self.assertTrue(close(out["probs"],
+                                  [1 / (1 + math.exp(x * self.odds[prompt])) for x in (1, -1)],
+                                  2e-5))
+
+    def test_refusals(self):
+        for overrides, says in (
+                (reranker(method="other"), "method 'other' of classifier_from_token is not known"),
+                (reranker(), "method '' of classifier_from_token is not known"),
+                (reranker(classifier_from_token=["no"], method="from_2_way_softmax"),
+                 "must list two tokens"),
+                (reranker(classifier_from_token=["no", "nosuchword"],
+                          is_original_qwen3_reranker=True), "has no token 'nosuchword'")):
+            with self.assertRaises(RuntimeError) as e:
+                Server("--hf-overrides", overrides)
+            self.assertIn(says, str(e.exception))
 
 
 class Generates(unittest.TestCase):

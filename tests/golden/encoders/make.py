@@ -48,6 +48,7 @@ MODELS = {
         tf.XLMRobertaConfig(**ROBERTA, num_labels=1)),
     'distilbert': lambda: tf.DistilBertModel(tf.DistilBertConfig(**DISTIL)),
     'qwen3-embed': lambda: tf.Qwen3Model(tf.Qwen3Config(**DECODER)),
+    'mistral-embed': lambda: tf.MistralModel(tf.MistralConfig(**DECODER, sliding_window=40)),
     'llama-score': lambda: tf.LlamaForSequenceClassification(
         tf.LlamaConfig(**DECODER, num_labels=1)),
 }
@@ -62,7 +63,15 @@ MEAN = {
                               'pooling_mode_mean_tokens': True, 'pooling_mode_max_tokens': False},
     'sentence_bert_config.json': {'max_seq_length': 256, 'do_lower_case': False},
 }
-SENTENCE = {'bert-mean': MEAN}
+# As Qwen3-Embedding and E5-Mistral have it.
+LAST = {
+    'modules.json': MEAN['modules.json'],
+    '1_Pooling/config.json': {'word_embedding_dimension': 32, 'pooling_mode_cls_token': False,
+                              'pooling_mode_mean_tokens': False, 'pooling_mode_lasttoken': True,
+                              'include_prompt': True},
+}
+SENTENCE = {'bert-mean': MEAN, 'qwen3-embed': LAST, 'mistral-embed': LAST}
+GENERATES = {'qwen3-embed': 'Qwen3ForCausalLM'}  # what its config.json says nonetheless
 
 
 def randomize(model, seed):
@@ -101,6 +110,8 @@ def make(name):
     model.to(torch.bfloat16).save_pretrained(out)
     config = json.loads((out / 'config.json').read_text())
     config.pop('_name_or_path', None)
+    if name in GENERATES:
+        config['architectures'] = [GENERATES[name]]
     (out / 'config.json').write_text(json.dumps(config, indent=1) + '\n')
     for path, content in SENTENCE.get(name, {}).items():
         (out / path).parent.mkdir(exist_ok=True)
