@@ -1,29 +1,32 @@
 #!/usr/bin/env python3
 """Speculation on pebble: acceptance, speed-up of one request at a time, and that a crowd is never
-slowed down. Runs with and without take turns; figures are medians.
+slowed down. The same requests run with and without in turns, in one process (bench/speculation.c);
+figures are medians.
 
     bench/speculation.py                        on an idle machine, a few minutes
     REPEATS=1 bench/speculation.py single       one part: single, crowd
     THREADS=1 bench/speculation.py              on a busy one: tokens a second of CPU time
+    DEVICE=cuda bench/speculation.py            on a GPU
 
-Writes bench/results/speculation-cpu.json. Standard library only.
+BIN=DIR: where sluice and bench_speculation are. Writes bench/results/speculation-cpu.json or
+-h200.json (OUT=FILE: there). Standard library only.
 SPDX-License-Identifier: Apache-2.0
 """
 import json
 import os
 import pathlib
 import random
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SLUICE = os.environ.get("SLUICE", str(ROOT / "build" / "sluice"))
+BIN = pathlib.Path(os.environ.get("BIN", ROOT / "build"))
 MODEL = str(ROOT / "models" / "pebble")
-REPEATS = int(os.environ.get("REPEATS", "3"))
-THREADS = os.environ.get("THREADS", "2")
+DEVICE = os.environ.get("DEVICE", "cpu")
+REPEATS = int(os.environ.get("REPEATS", "7"))
+THREADS = int(os.environ.get("THREADS", "2"))
 METHODS = {
     "draft model": {"model": str(ROOT / "models" / "pebble-draft"), "num_speculative_tokens": 4},
     "ngram": {"method": "ngram", "num_speculative_tokens": 6, "prompt_lookup_min": 2,
@@ -38,9 +41,9 @@ CITIES = ("Lisbon", "Oslo", "Prague", "Lima", "Dublin", "Kyoto")
 
 
 def run(*args):
-    done = subprocess.run([SLUICE, *args], capture_output=True, text=True, check=False)
+    done = subprocess.run(args, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"sluice {' '.join(args)}: {done.stderr}")
+        sys.exit(f"{' '.join(args)}: {done.stderr}")
     return done.stdout
 
 
@@ -70,7 +73,7 @@ def copies(folder):
                 prompts.append(first + item["output_text"] + "\n" + first)
     asked = folder / "asked.jsonl"
     asked.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts))
-    out = run("generate", MODEL, "-i", str(asked), "--json", "--temperature", "0", "--max-tokens",
+    out = run(str(BIN / "sluice"), "generate", MODEL, "--device", DEVICE, "-i", str(asked), "--json", "--temperature", "0", "--max-tokens",
               "90", "--no-progress", "--log-level", "error")
     answers = [json.loads(line) for line in out.splitlines()]
     return [{"prompt": p, "output_tokens": len(a["outputs"][0]["token_ids"])}
@@ -80,60 +83,45 @@ def copies(folder):
 def dataset(folder, name, items):
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(i) + "\n" for i in items))
-    return path, len(items)
+    return str(path)
 
 
-def once(folder, data, n, width, temperature, config, tokens=None):
-    out = folder / "out.json"
-    args = ["bench", "throughput", MODEL, "--dataset-name", "custom", "--dataset-path", str(data),
-            "--num-prompts", str(n), "--max-num-seqs", str(width), "--threads", THREADS,
-            "--temperature", str(temperature), "--output-json", str(out), "--no-progress",
-            "--log-level", "error", "--num-warmups", str(min(n, max(8, width)))]
-    if tokens:
-        args += ["--max-num-batched-tokens", str(tokens)]
-    if config:
-        args += ["--speculative-config", json.dumps(config)]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    run(*args)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    result = json.loads(out.read_text())
-    result["cpu_s"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return result
+def cases(folder, parts):
+    chat, copy = chats(), copies(folder)
+    every = list(METHODS)
+    out = []
+    if "single" in parts:
+        data = dataset(folder, "chat", chat)
+        out += [{"name": "chats", "data": data, "methods": every, "width": 1, "temperature": t,
+                 "repeats": REPEATS} for t in (0, 1)]
+        out.append({"name": "copying", "data": dataset(folder, "copy", copy), "width": 1,
+                    "methods": ["ngram", "draft model"], "temperature": 0, "repeats": REPEATS})
+    if "crowd" in parts:
+        for width, times in ((32, 4), (256, 12)):
+            data = dataset(folder, f"crowd{width}", (chat + copy) * times)
+            out += [{"name": "chats and copying", "data": data, "methods": every, "width": width,
+                     "temperature": t, "repeats": REPEATS} for t in (0, 1)]
+    return out
 
 
-def per_wall_s(result):
-    return result["output_tokens_per_second"]
-
-
-def per_cpu_s(result):
-    """With one thread CPU time is measured, start-up and warm-up included: other load hardly enters.
-    """
-    return result["output_tokens_per_second"] * result["elapsed_time"] / result["cpu_s"]
-
-
-def compare(folder, name, data, n, width, temperature, config):
-    """Both ways in turn."""
-    without, with_it, last = [], [], {}
-    per_s = per_cpu_s if THREADS == "1" else per_wall_s
-    for _ in range(REPEATS):
-        without.append(per_s(once(folder, data, n, width, temperature, None)))
-        last = once(folder, data, n, width, temperature, config)
-        with_it.append(per_s(last))
+def row_of(case, r):
+    ratios = [b / a for a, b in zip(r["without"], r["with"])]
     row = {
-        "name": name,
-        "width": width,
-        "temperature": temperature,
-        "without_tokens_per_s": round(statistics.median(without), 1),
-        "with_tokens_per_s": round(statistics.median(with_it), 1),
-        "ratio": round(statistics.median(b / a for a, b in zip(without, with_it)), 3),
-        "ratios": [round(b / a, 3) for a, b in zip(without, with_it)],
-        "acceptance_percent": round(last["spec_decode_acceptance_rate"], 1),
-        "acceptance_length": round(last["spec_decode_acceptance_length"], 2),
-        "draft_tokens": last["spec_decode_draft_tokens"],
+        "name": f"{r['method']}, {case['name']}",
+        "width": case["width"],
+        "temperature": case["temperature"],
+        "without_tokens_per_s": round(statistics.median(r["without"]), 1),
+        "with_tokens_per_s": round(statistics.median(r["with"]), 1),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(x, 3) for x in ratios],
+        "acceptance_percent": round(100 * r["accepted"] / max(1, r["draft_tokens"]), 1),
+        "acceptance_length": round(1 + r["accepted"] / max(1, r["drafts"]), 2),
+        "draft_tokens": r["draft_tokens"],
     }
-    print(f"{name:32} {width:4} at once, temperature {temperature}: "
+    print(f"{row['name']:32} {row['width']:4} at once, temperature {row['temperature']}: "
           f"{row['without_tokens_per_s']:8.1f} -> {row['with_tokens_per_s']:8.1f} tokens/s, "
-          f"x{row['ratio']:.2f}; {row['acceptance_percent']}% accepted, "
+          f"x{row['ratio']:.3f} ({min(ratios):.3f} to {max(ratios):.3f}); "
+          f"{row['acceptance_percent']}% of {row['draft_tokens']} accepted, "
           f"{row['acceptance_length']} tokens a verification", flush=True)
     return row
 
@@ -141,34 +129,30 @@ def compare(folder, name, data, n, width, temperature, config):
 def main():
     parts = sys.argv[1:] or ["single", "crowd"]
     rows = []
+    # With one thread CPU time is measured: other load on the machine hardly enters.
+    plan = {"model": MODEL, "device": DEVICE, "threads": THREADS, "methods": METHODS,
+            "clock": "cpu" if DEVICE == "cpu" and THREADS == 1 else "wall"}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        chat, n_chat = dataset(folder, "chat", chats())
-        copy, n_copy = dataset(folder, "copy", copies(folder))
-        both = [json.loads(x) for x in (chat.read_text() + copy.read_text()).splitlines()]
-        if "single" in parts:
-            for temperature in (0, 1):
-                for method, config in METHODS.items():
-                    rows.append(compare(folder, f"{method}, chats", chat, n_chat, 1, temperature,
-                                        config))
-            rows.append(compare(folder, "ngram, copying", copy, n_copy, 1, 0, METHODS["ngram"]))
-            rows.append(compare(folder, "draft model, copying", copy, n_copy, 1, 0,
-                                METHODS["draft model"]))
-        if "crowd" in parts:
-            for width, times in ((32, 6), (256, 16)):
-                data, n = dataset(folder, f"crowd{width}", both * times)
-                for method, config in METHODS.items():
-                    for temperature in (0, 1):
-                        rows.append(compare(folder, f"{method}, chats and copying", data, n, width,
-                                            temperature, config))
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
-                            capture_output=True, text=True, check=False).stdout.strip()
-    path = pathlib.Path(os.environ.get("OUT", ROOT / "bench/results/speculation-cpu.json"))
+        todo = cases(folder, parts)
+        path = folder / "plan.json"
+        path.write_text(json.dumps({**plan, "cases": todo}))
+        each = [c for c in todo for _ in c["methods"]]
+        with subprocess.Popen([BIN / "bench_speculation", path], stdout=subprocess.PIPE,
+                              text=True) as bench:
+            rows = [row_of(c, json.loads(line)) for c, line in zip(each, bench.stdout)]
+        if bench.returncode:
+            sys.exit("bench_speculation failed")
+    commit = os.environ.get("COMMIT") or subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
+        capture_output=True, text=True, check=False).stdout.strip()
+    where = "cpu" if DEVICE == "cpu" else "h200"
+    path = pathlib.Path(os.environ.get("OUT", ROOT / f"bench/results/speculation-{where}.json"))
     old = json.loads(path.read_text())["rows"] if path.exists() else []
     mine = {(r["name"], r["width"], r["temperature"]) for r in rows}
     kept = [r for r in old if (r["name"], r["width"], r["temperature"]) not in mine]
-    path.write_text(json.dumps({"commit": commit, "threads": int(THREADS), "rows": kept + rows},
-                               indent=1) + "\n")
+    path.write_text(json.dumps({"commit": commit, "device": DEVICE, "threads": THREADS,
+                                "rows": kept + rows}, indent=1) + "\n")
     print(f"wrote {path}")
 
 

@@ -7,7 +7,7 @@
 #include "base/mem.h"
 #include "core/metrics.h"
 #include "engine/internal.h"
-#include "support/golden.h"
+#include "support/crowd.h"
 #include "support/pebble.h"
 
 #include <math.h>
@@ -20,26 +20,10 @@
 
 #include <cmocka.h>
 
-enum { N = 64, MAX_NEW = 64, TOP = 3 };
+enum { N = CROWD_MAX };
 
 static struct golden *golden;
-static bool chosen[N]; /* prompts that run() submits */
-
-static void choose(int stride, int max_prompt)
-{
-    for (int i = 0; i < N; i++)
-        chosen[i] = i % stride == 0 && golden[i].n_prompt <= max_prompt;
-}
-
-/* What one request gave. */
-struct result {
-    int32_t token[MAX_NEW];
-    struct sl_logprob lp[MAX_NEW][TOP + 1];
-    char text[2048];
-    int n, n_cached;
-    size_t bytes;
-    enum sl_finish finish;
-};
+static struct crowd crowd; /* prompts that are submitted */
 
 /* CPU, or the one that is named on the command line. */
 static enum sl_device device_of_tests = SL_DEVICE_CPU;
@@ -50,7 +34,7 @@ static struct sl_sampling_params mixed_params(int i)
     struct sl_sampling_params p;
     sl_sampling_params_init(&p);
     p.max_tokens = 40;
-    p.logprobs = TOP;
+    p.logprobs = ANSWER_TOP;
     p.temperature = i % 2 ? 0.9f : 0;
     p.top_p = i % 4 == 1 ? 0.9f : 1;
     p.top_k = i % 8 == 3 ? 30 : 0;
@@ -65,64 +49,10 @@ static struct sl_sampling_params greedy_params(int i)
 {
     struct sl_sampling_params p = mixed_params(0);
     (void)i;
-    p.max_tokens = MAX_NEW;
+    p.max_tokens = ANSWER_MAX;
     p.repetition_penalty = 1;
     p.frequency_penalty = 0;
     return p;
-}
-
-typedef struct sl_sampling_params (*params_fn)(int i);
-
-static struct sl_request *submit(struct sl_engine *e, int i, params_fn params)
-{
-    struct sl_sampling_params p = params(i);
-    struct sl_input in = {.tokens = golden[i].prompt, .n_tokens = golden[i].n_prompt};
-    struct sl_request *r = NULL;
-    struct sl_err err = {0};
-    if (sl_submit(e, &in, &p, NULL, NULL, &r, &err))
-        fail_msg("%s: %s", golden[i].id, err.msg);
-    return r;
-}
-
-static void collect(struct sl_request *r, struct result *out)
-{
-    const struct sl_output *o;
-    struct sl_usage usage;
-    *out = (struct result){0};
-    while (sl_request_wait(r, 120000) == SL_OK && (o = sl_request_next(r))) {
-        for (int i = 0; i < o->n_tokens; i++, out->n++) {
-            assert_true(out->n < MAX_NEW);
-            assert_int_equal(o->logprobs[i].n, TOP + 1);
-            out->token[out->n] = o->tokens[i];
-            memcpy(out->lp[out->n], o->logprobs[i].entry, sizeof out->lp[0]);
-        }
-        assert_true(out->bytes + o->text_bytes < sizeof out->text);
-        memcpy(out->text + out->bytes, o->text, o->text_bytes);
-        out->bytes += o->text_bytes;
-        out->finish = o->finish;
-    }
-    assert_true(sl_request_done(r));
-    sl_request_usage(r, &usage);
-    out->n_cached = usage.cached_tokens;
-    sl_request_release(&r);
-}
-
-/* The chosen prompts, `width` at a time. */
-static void run(struct sl_engine *e, int width, params_fn params, struct result *out)
-{
-    struct sl_request *r[N];
-    int which[N], n = 0;
-    for (int i = 0; i < N; i++) {
-        if (chosen[i]) {
-            r[n] = submit(e, i, params);
-            which[n++] = i;
-        }
-        if (n < width && i + 1 < N)
-            continue;
-        for (int j = 0; j < n; j++)
-            collect(r[j], &out[which[j]]);
-        n = 0;
-    }
 }
 
 /* ---- golden ---------------------------------------------------------------------------------- */
@@ -132,15 +62,15 @@ static void compare_with_golden(enum sl_device device, enum sl_dtype dtype, int 
 {
     struct sl_config cfg = pebble_config(device, dtype);
     struct sl_engine *e = pebble_start(&cfg);
-    static struct result got[N];
+    static struct answer got[N];
     int n = 0, n_same = 0;
-    choose(stride, 4096);
+    crowd_choose(&crowd, stride, 4096);
     double worst = 0, tie = dtype == SL_DTYPE_F32 ? 1e-4 : 0.05;
-    run(e, N, greedy_params, got);
+    crowd_run(&crowd, e, N, greedy_params, got);
     for (int i = 0; i < N; i++) {
         const struct golden *g = &golden[i];
         int at = 0;
-        if (!chosen[i])
+        if (!crowd.chosen[i])
             continue;
         n++;
         for (; at < g->n_output && at < got[i].n && got[i].token[at] == g->output[at]; at++)
@@ -178,32 +108,18 @@ static void golden_on_cpu_bf16(void **state)
 
 /* ---- invariance ------------------------------------------------------------------------------ */
 
-static struct result base[N];
+static struct answer base[N];
 
-static void assert_base(const struct result *got, const char *what)
+static void assert_base(const struct answer *got, const char *what)
 {
-    for (int i = 0; i < N; i++) {
-        if (!chosen[i])
-            continue;
-        if (got[i].n != base[i].n || got[i].finish != base[i].finish ||
-            memcmp(got[i].token, base[i].token, sizeof base[i].token) ||
-            memcmp(got[i].lp, base[i].lp, sizeof base[i].lp) ||
-            memcmp(got[i].text, base[i].text, sizeof base[i].text)) {
-            int at = 0;
-            while (at < base[i].n && at < got[i].n &&
-                   !memcmp(got[i].lp[at], base[i].lp[at], sizeof base[i].lp[at]))
-                at++;
-            fail_msg("%s: prompt %d (%s) differs from token %d of %d on", what, i, golden[i].id, at,
-                     base[i].n);
-        }
-    }
+    crowd_assert_same(&crowd, base, got, what);
 }
 
 /* All chosen prompts at once. */
 static void compare_on(struct sl_engine *e, const char *what)
 {
-    static struct result got[N];
-    run(e, N, mixed_params, got);
+    static struct answer got[N];
+    crowd_run(&crowd, e, N, mixed_params, got);
     assert_base(got, what);
 }
 
@@ -228,15 +144,15 @@ static void compare_chunks(struct sl_config cfg)
 
 static void compare_cached(struct sl_config cfg)
 {
-    static struct result got[N];
+    static struct answer got[N];
     int n = 0, n_hits = 0;
     cfg.enable_prefix_caching = true;
     struct sl_engine *e = compare(&cfg, "filling the prefix cache");
-    run(e, N, mixed_params, got);
+    crowd_run(&crowd, e, N, mixed_params, got);
     assert_base(got, "with the prefix cached");
     for (int i = 0; i < N; i++) {
-        n += chosen[i];
-        n_hits += chosen[i] && got[i].n_cached > 0;
+        n += crowd.chosen[i];
+        n_hits += crowd.chosen[i] && got[i].n_cached > 0;
     }
     assert_true(n_hits > n / 2);
     sl_engine_destroy(&e);
@@ -275,9 +191,9 @@ static void compare_swapped(struct sl_config cfg)
 static void compare_preempted(struct sl_config cfg)
 {
     bool all[N];
-    memcpy(all, chosen, sizeof all);
+    memcpy(all, crowd.chosen, sizeof all);
     for (int i = 0; i < N; i++)
-        chosen[i] = chosen[i] && golden[i].n_prompt <= 150;
+        crowd.chosen[i] = crowd.chosen[i] && golden[i].n_prompt <= 150;
     cfg.num_blocks_override = 16;
     cfg.max_model_len = 250;
     for (int caching = 0; caching < 2; caching++) {
@@ -287,26 +203,26 @@ static void compare_preempted(struct sl_config cfg)
         sl_engine_destroy(&e);
     }
     compare_swapped(cfg);
-    memcpy(chosen, all, sizeof all);
+    memcpy(crowd.chosen, all, sizeof all);
 }
 
 static void invariance(enum sl_dtype dtype, int stride)
 {
     struct sl_config cfg = pebble_config(device_of_tests, dtype);
-    static struct result got[N];
+    static struct answer got[N];
     int64_t t0 = clock_mono_ns();
-    choose(stride, 4096);
+    crowd_choose(&crowd, stride, 4096);
     cfg.enable_prefix_caching = false;
     struct sl_engine *e = pebble_start(&cfg);
-    run(e, 1, mixed_params, base); /* each alone */
-    run(e, N, mixed_params, got);
+    crowd_run(&crowd, e, 1, mixed_params, base); /* each alone */
+    crowd_run(&crowd, e, N, mixed_params, got);
     assert_base(got, "beside the others");
     sl_engine_destroy(&e);
     compare_chunks(cfg);
     compare_cached(cfg);
     compare_preempted(cfg);
 
-    choose(stride * 4, 4096);
+    crowd_choose(&crowd, stride * 4, 4096);
     cfg.threads = 2;
     e = compare(&cfg, "on two threads");
     sl_engine_destroy(&e);
@@ -337,7 +253,7 @@ static void choices_are_what_they_are_alone(void **state)
     (void)state;
     struct sl_config cfg = pebble_config(device_of_tests, SL_DTYPE_BF16);
     struct sl_engine *e = pebble_start(&cfg);
-    int32_t token[6][MAX_NEW];
+    int32_t token[6][ANSWER_MAX];
     int n_tokens[6] = {0};
     for (int n = 6; n >= 1; n -= 5) {
         struct sl_sampling_params p = mixed_params(1);
@@ -410,7 +326,7 @@ static int setup(void **state)
     int n;
     (void)state;
     log_set_level(LOG_ERROR);
-    golden = golden_load(&n);
+    crowd.golden = golden = golden_load(&n);
     return n != N;
 }
 
@@ -421,28 +337,20 @@ static int teardown(void **state)
     return 0;
 }
 
-#ifdef SLUICE_CUDA
 static void golden_on_cuda(void **state)
 {
     (void)state;
     compare_with_golden(SL_DEVICE_CUDA, SL_DTYPE_BF16, 1, 9);
 }
-#endif
 
 int main(int argc, char **argv)
 {
-#ifdef SLUICE_CUDA
-    if (argc > 1 && !strcmp(argv[1], "cuda")) { /* tests/gpu runs it so */
-        const struct CMUnitTest gpu[] = {cmocka_unit_test(golden_on_cuda),
-                                         cmocka_unit_test(invariance_bf16),
-                                         cmocka_unit_test(choices_are_what_they_are_alone),
-                                         cmocka_unit_test(a_warm_decode_step_allocates_nothing)};
-        device_of_tests = SL_DEVICE_CUDA;
-        return cmocka_run_group_tests(gpu, setup, teardown);
-    }
-#endif
-    (void)argc;
-    (void)argv;
+    const struct CMUnitTest gpu[] = {
+        cmocka_unit_test(golden_on_cuda),
+        cmocka_unit_test(invariance_bf16),
+        cmocka_unit_test(choices_are_what_they_are_alone),
+        cmocka_unit_test(a_warm_decode_step_allocates_nothing),
+    };
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(golden_on_ref),
         cmocka_unit_test(golden_on_cpu_f32),
@@ -452,5 +360,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(choices_are_what_they_are_alone),
         cmocka_unit_test(a_warm_decode_step_allocates_nothing),
     };
+    device_of_tests = pebble_device(argc, argv);
+    if (device_of_tests == SL_DEVICE_CUDA)
+        return cmocka_run_group_tests(gpu, setup, teardown);
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -7,7 +7,7 @@
 #include "base/mem.h"
 #include "core/metrics.h"
 #include "engine/engine.h"
-#include "support/golden.h"
+#include "support/crowd.h"
 #include "support/pebble.h"
 
 #include <math.h>
@@ -21,19 +21,13 @@
 
 #include <cmocka.h>
 
-enum { N = 64, MAX_NEW = 64, TOP = 3 };
+enum { N = CROWD_MAX };
 
 static struct golden *golden;
-static bool chosen[N];
+static struct crowd crowd;
 
-struct result {
-    int32_t token[MAX_NEW];
-    struct sl_logprob lp[MAX_NEW][TOP + 1];
-    char text[2048];
-    int n;
-    size_t bytes;
-    enum sl_finish finish;
-};
+/* CPU, or the one that is named on the command line. */
+static enum sl_device device_of_tests = SL_DEVICE_CPU;
 
 static const struct method {
     const char *name, *json;
@@ -44,12 +38,6 @@ static const struct method {
     {"draft model", "{\"model\": \"models/pebble-draft\", \"num_speculative_tokens\": 4%s}"},
 };
 enum { N_METHODS = sizeof methods / sizeof *methods };
-
-static void choose(int stride, int max_prompt)
-{
-    for (int i = 0; i < N; i++)
-        chosen[i] = i % stride == 0 && golden[i].n_prompt <= max_prompt;
-}
 
 /* As many guesses as there can be, or as many as pay. */
 static struct sl_engine *start_with(struct sl_config cfg, const struct method *m, bool adaptive)
@@ -68,7 +56,7 @@ static struct sl_sampling_params mixed_params(int i)
     struct sl_sampling_params p;
     sl_sampling_params_init(&p);
     p.max_tokens = 24 + i % 25;
-    p.logprobs = TOP;
+    p.logprobs = ANSWER_TOP;
     p.temperature = i % 3 ? 0.4f + 0.1f * (float)(i % 7) : 0;
     p.top_p = i % 4 == 1 ? 0.9f : 1;
     p.top_k = i % 8 == 3 ? 30 : 0;
@@ -93,77 +81,19 @@ static struct sl_sampling_params greedy_params(int i)
     struct sl_sampling_params p;
     (void)i;
     sl_sampling_params_init(&p);
-    p.max_tokens = MAX_NEW;
-    p.logprobs = TOP;
+    p.max_tokens = ANSWER_MAX;
+    p.logprobs = ANSWER_TOP;
     p.temperature = 0;
     return p;
 }
 
-typedef struct sl_sampling_params (*params_fn)(int i);
-
-static void collect(struct sl_request *r, struct result *out)
-{
-    const struct sl_output *o;
-    *out = (struct result){0};
-    while (sl_request_wait(r, 240000) == SL_OK && (o = sl_request_next(r))) {
-        for (int i = 0; i < o->n_tokens; i++, out->n++) {
-            assert_true(out->n < MAX_NEW);
-            assert_int_equal(o->logprobs[i].n, TOP + 1);
-            out->token[out->n] = o->tokens[i];
-            memcpy(out->lp[out->n], o->logprobs[i].entry, sizeof out->lp[0]);
-        }
-        assert_true(out->bytes + o->text_bytes < sizeof out->text);
-        memcpy(out->text + out->bytes, o->text, o->text_bytes);
-        out->bytes += o->text_bytes;
-        out->finish = o->finish;
-    }
-    assert_true(sl_request_done(r));
-    sl_request_release(&r);
-}
-
-static struct sl_request *submit(struct sl_engine *e, int i, params_fn params)
-{
-    struct sl_sampling_params p = params(i);
-    struct sl_input in = {.tokens = golden[i].prompt, .n_tokens = golden[i].n_prompt};
-    struct sl_request *r = NULL;
-    struct sl_err err = {0};
-    if (sl_submit(e, &in, &p, NULL, NULL, &r, &err))
-        fail_msg("%s: %s", golden[i].id, err.msg);
-    return r;
-}
-
-/* The chosen prompts, `width` at a time. */
-static void run(struct sl_engine *e, int width, params_fn params, struct result *out)
-{
-    struct sl_request *r[N];
-    int which[N], n = 0;
-    for (int i = 0; i < N; i++) {
-        if (chosen[i]) {
-            r[n] = submit(e, i, params);
-            which[n++] = i;
-        }
-        if (n < width && i + 1 < N)
-            continue;
-        for (int j = 0; j < n; j++)
-            collect(r[j], &out[which[j]]);
-        n = 0;
-    }
-}
-
-static struct result base[N], got[N];
+static struct answer base[N], got[N];
 
 static void assert_base(const struct method *m, const char *what)
 {
-    for (int i = 0; i < N; i++) {
-        int at = 0;
-        if (!chosen[i] || memcmp(&got[i], &base[i], sizeof base[i]) == 0)
-            continue;
-        while (at < base[i].n && at < got[i].n &&
-               !memcmp(got[i].lp[at], base[i].lp[at], sizeof base[i].lp[at]))
-            at++;
-        fail_msg("%s, %s: prompt %d (%s) differs from token %d of %d on", m->name, what, i,
-                 golden[i].id, at, base[i].n);
-    }
+    char text[96];
+    snprintf(text, sizeof text, "%s, %s", m->name, what);
+    crowd_assert_same(&crowd, base, got, text);
 }
 
 static struct sl_draft_stats stats_of(const struct sl_engine *e)
@@ -182,13 +112,13 @@ static void report(const struct sl_engine *e, const struct method *m, const char
 }
 
 /* Every golden prompt on one device: alone and 64 at a time. */
-static void compare(const struct sl_config *cfg, const struct method *m, params_fn params)
+static void compare(const struct sl_config *cfg, const struct method *m, crowd_params params)
 {
     static const int widths[] = {1, N};
     for (int adaptive = 0; adaptive < 2; adaptive++)
         for (int w = 0; w < 2; w++) {
             struct sl_engine *e = start_with(*cfg, m, adaptive);
-            run(e, widths[w], params, got);
+            crowd_run(&crowd, e, widths[w], params, got);
             assert_base(m, w ? "64 at a time" : "one at a time");
             if (!adaptive)
                 report(e, m, w ? "64 at a time" : "one at a time");
@@ -196,18 +126,18 @@ static void compare(const struct sl_config *cfg, const struct method *m, params_
         }
 }
 
-static void make_base(const struct sl_config *cfg, params_fn params)
+static void make_base(const struct sl_config *cfg, crowd_params params)
 {
     struct sl_engine *e = pebble_start(cfg);
-    run(e, N, params, base);
+    crowd_run(&crowd, e, N, params, base);
     sl_engine_destroy(&e);
 }
 
 static void greedy(void **state)
 {
     (void)state;
-    struct sl_config cfg = pebble_config(SL_DEVICE_CPU, SL_DTYPE_BF16);
-    choose(1, 4096);
+    struct sl_config cfg = pebble_config(device_of_tests, SL_DTYPE_BF16);
+    crowd_choose(&crowd, 1, 4096);
     make_base(&cfg, greedy_params);
     for (int m = 0; m < N_METHODS; m++)
         compare(&cfg, &methods[m], greedy_params);
@@ -216,8 +146,9 @@ static void greedy(void **state)
 static void sampled(void **state)
 {
     (void)state;
-    struct sl_config cfg = pebble_config(SL_DEVICE_CPU, SL_DTYPE_F32);
-    choose(1, 4096);
+    enum sl_dtype dtype = device_of_tests == SL_DEVICE_CPU ? SL_DTYPE_F32 : SL_DTYPE_BF16;
+    struct sl_config cfg = pebble_config(device_of_tests, dtype);
+    crowd_choose(&crowd, 1, 4096);
     make_base(&cfg, mixed_params);
     for (int m = 0; m < N_METHODS; m++)
         compare(&cfg, &methods[m], mixed_params);
@@ -227,11 +158,11 @@ static void on_ref(void **state)
 {
     (void)state;
     struct sl_config cfg = pebble_config(SL_DEVICE_REF, SL_DTYPE_F32);
-    choose(9, 60);
+    crowd_choose(&crowd, 9, 60);
     make_base(&cfg, mixed_params);
     for (int m = 0; m < N_METHODS; m++) {
         struct sl_engine *e = start_with(cfg, &methods[m], false);
-        run(e, N, mixed_params, got);
+        crowd_run(&crowd, e, N, mixed_params, got);
         assert_base(&methods[m], "on ref");
         sl_engine_destroy(&e);
     }
@@ -241,8 +172,8 @@ static void on_ref(void **state)
 static void preempted(void **state)
 {
     (void)state;
-    struct sl_config cfg = pebble_config(SL_DEVICE_CPU, SL_DTYPE_BF16);
-    choose(1, 150);
+    struct sl_config cfg = pebble_config(device_of_tests, SL_DTYPE_BF16);
+    crowd_choose(&crowd, 1, 150);
     make_base(&cfg, mixed_params);
     cfg.num_blocks_override = 16;
     cfg.max_model_len = 250;
@@ -253,7 +184,7 @@ static void preempted(void **state)
             cfg.max_num_seqs = caching ? 24 : 0;
             struct sl_engine *e = start_with(cfg, &methods[m], false);
             for (int again = 0; again <= caching; again++) {
-                run(e, N, mixed_params, got);
+                crowd_run(&crowd, e, N, mixed_params, got);
                 assert_base(&methods[m], "after preemptions");
             }
             report(e, &methods[m], "after preemptions");
@@ -266,9 +197,9 @@ static void preempted(void **state)
 static void choices(void **state)
 {
     (void)state;
-    struct sl_config cfg = pebble_config(SL_DEVICE_CPU, SL_DTYPE_BF16);
+    struct sl_config cfg = pebble_config(device_of_tests, SL_DTYPE_BF16);
     for (int m = 0; m < N_METHODS; m++) {
-        int32_t token[2][6][MAX_NEW];
+        int32_t token[2][6][ANSWER_MAX];
         int n_tokens[2][6] = {{0}};
         for (int with = 0; with < 2; with++) {
             struct sl_engine *e = with ? start_with(cfg, &methods[m], false) : pebble_start(&cfg);
@@ -296,17 +227,17 @@ static void choices(void **state)
 static void standard(void **state)
 {
     (void)state;
-    struct sl_config cfg = pebble_config(SL_DEVICE_CPU, SL_DTYPE_BF16);
-    choose(2, 4096);
+    struct sl_config cfg = pebble_config(device_of_tests, SL_DTYPE_BF16);
+    crowd_choose(&crowd, 2, 4096);
     make_base(&cfg, greedy_params);
     cfg.rejection_sample_method = "standard";
     for (int m = 0; m < N_METHODS; m++) {
         struct sl_engine *e = start_with(cfg, &methods[m], false);
-        run(e, N, greedy_params, got);
+        crowd_run(&crowd, e, N, greedy_params, got);
         assert_base(&methods[m], "standard, greedy");
-        run(e, N, mixed_params, got);
+        crowd_run(&crowd, e, N, mixed_params, got);
         for (int i = 0; i < N; i++)
-            assert_true(!chosen[i] || (got[i].n > 0 && got[i].finish != SL_ERROR));
+            assert_true(!crowd.chosen[i] || (got[i].n > 0 && got[i].finish != SL_ERROR));
         report(e, &methods[m], "standard");
         sl_engine_destroy(&e);
     }
@@ -328,9 +259,9 @@ static void its_own_draft(void **state)
     static const char json[] =
         "{\"model\": \"models/pebble\", \"num_speculative_tokens\": 3, \"adaptive\": false}";
     (void)state;
-    choose(1, 150);
+    crowd_choose(&crowd, 1, 150);
     for (int tight = 0; tight < 2; tight++) {
-        struct sl_config cfg = pebble_config(SL_DEVICE_CPU, SL_DTYPE_BF16);
+        struct sl_config cfg = pebble_config(device_of_tests, SL_DTYPE_BF16);
         cfg.speculative_config = json;
         cfg.num_blocks_override = tight ? 24 : 0;
         cfg.max_model_len = tight ? 250 : 0;
@@ -340,7 +271,7 @@ static void its_own_draft(void **state)
         for (int again = 0; again < 2; again++) {
             struct sl_request *r[N];
             for (int i = 0; i < N; i++)
-                r[i] = chosen[i] ? submit(e, i, endless_params) : NULL;
+                r[i] = crowd.chosen[i] ? crowd_submit(&crowd, e, i, endless_params) : NULL;
             for (int i = 0; i < N; i++) {
                 while (r[i] && sl_request_wait(r[i], 240000) == SL_OK && sl_request_next(r[i]))
                     ;
@@ -361,7 +292,7 @@ static void its_own_draft(void **state)
 
 static void refuse(const char *json, const char *method, const char *why)
 {
-    struct sl_config cfg = pebble_config(SL_DEVICE_CPU, SL_DTYPE_BF16);
+    struct sl_config cfg = pebble_config(device_of_tests, SL_DTYPE_BF16);
     struct sl_engine *e = NULL;
     struct sl_err err = {0};
     cfg.speculative_config = json;
@@ -401,7 +332,7 @@ static int setup(void **state)
     int n;
     (void)state;
     log_set_level(LOG_ERROR);
-    golden = golden_load(&n);
+    crowd.golden = golden = golden_load(&n);
     return n != N;
 }
 
@@ -412,12 +343,17 @@ static int teardown(void **state)
     return 0;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(greedy),        cmocka_unit_test(sampled),  cmocka_unit_test(on_ref),
-        cmocka_unit_test(preempted),     cmocka_unit_test(choices),  cmocka_unit_test(standard),
-        cmocka_unit_test(its_own_draft), cmocka_unit_test(refusals),
+    const struct CMUnitTest any[] = {
+        cmocka_unit_test(greedy),   cmocka_unit_test(sampled),  cmocka_unit_test(preempted),
+        cmocka_unit_test(choices),  cmocka_unit_test(standard), cmocka_unit_test(its_own_draft),
+        cmocka_unit_test(refusals),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    const struct CMUnitTest here[] = {cmocka_unit_test(on_ref)};
+    device_of_tests = pebble_device(argc, argv);
+    int failed = cmocka_run_group_tests(any, setup, teardown);
+    if (device_of_tests == SL_DEVICE_CPU)
+        failed += cmocka_run_group_tests(here, setup, teardown);
+    return failed;
 }

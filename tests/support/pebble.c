@@ -7,6 +7,9 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include <cmocka.h>
 
@@ -41,4 +44,16 @@ struct sl_engine *pebble_start_swapping(const struct sl_config *cfg)
     if (engine_start(e, &err))
         fail_msg("no engine: %s", err.msg);
     return e;
+}
+
+enum sl_device pebble_device(int argc, char **argv)
+{
+    if (argc < 2)
+        return SL_DEVICE_CPU;
+#ifdef SLUICE_CUDA
+    if (strcmp(argv[1], "cuda") == 0)
+        return SL_DEVICE_CUDA;
+#endif
+    fprintf(stderr, "%s: '%s' is no device that it was built for\n", argv[0], argv[1]);
+    exit(2);
 }

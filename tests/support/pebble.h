@@ -13,4 +13,8 @@ struct sl_engine *pebble_start(const struct sl_config *cfg);
  * again. */
 struct sl_engine *pebble_start_swapping(const struct sl_config *cfg);
 
+/* CPU, or CUDA where `PROGRAM cuda` asks for it; tests/gpu runs it so. The program ends where the
+ * argument is another one, or the build is without CUDA. */
+enum sl_device pebble_device(int argc, char **argv);
+
 #endif
