@@ -14,7 +14,8 @@
 enum {
     DEPTH_MAX = 400,       /* frames of a stack */
     STACKS_MAX = 128,      /* stacks of one state of an output */
-    WIDE_BYTES = 12,       /* an automaton state with as many next bytes is worth a split */
+    WIDE_BYTES = 4,        /* an automaton state with as many next bytes is worth a split: even
+                              white space begins hundreds of tokens */
     SUBTREE_MIN = 24,      /* and a subtree of the trie of as many nodes */
     TOKEN_BYTES_MAX = 256, /* longer tokens are never allowed */
     UNITS_MAX = 255,

@@ -98,25 +98,46 @@ static void walk(struct grammar *g, int set, int node)
     }
 }
 
-static struct mask *pack(const uint32_t *bits, int n_words)
+/* Without an instruction for it: bits are added in pairs, fours, bytes, then all bytes at once. */
+static int count_bits(const uint32_t *bits, int n_words)
 {
     int n = 0;
-    for (int i = 0; i < n_words; i++)
-        n += __builtin_popcount(bits[i]);
-    size_t bytes = sizeof(struct mask) + (n <= LIST_MAX ? (size_t)n : (size_t)n_words) * 4;
+    for (int i = 0; i < n_words; i++) {
+        uint32_t w = bits[i];
+        w -= w >> 1 & 0x55555555;
+        w = (w & 0x33333333) + (w >> 2 & 0x33333333);
+        n += (int)(((w + (w >> 4)) & 0x0F0F0F0F) * 0x01010101u >> 24);
+    }
+    return n;
+}
+
+/* The first `max` of the tokens; returns how many there are of them. */
+static int list_bits(const uint32_t *bits, int n_words, int32_t *ids, int max)
+{
+    int n = 0;
+    for (int i = 0; i < n_words && n < max; i++)
+        for (uint32_t w = bits[i]; w && n < max; w &= w - 1)
+            ids[n++] = 32 * i + __builtin_ctz(w);
+    return n;
+}
+
+static struct mask *pack(const uint32_t *bits, int n_words)
+{
+    int32_t ids[LIST_MAX + 1];
+    int n = list_bits(bits, n_words, ids, LIST_MAX + 1);
+    bool few = n <= LIST_MAX;
+    size_t room = (few ? (size_t)n : (size_t)n_words) * 4, bytes = sizeof(struct mask) + room;
     struct mask *m = mem_alloc(1, bytes);
     if (!m)
         return NULL;
-    *m = (struct mask){.n = n, .bytes = bytes};
-    if (n > LIST_MAX) {
+    *m = (struct mask){.n = few ? n : count_bits(bits, n_words), .bytes = bytes};
+    if (few) {
+        m->ids = (int32_t *)(m + 1);
+        memcpy(m->ids, ids, room);
+    } else {
         m->bits = (uint32_t *)(m + 1);
-        memcpy(m->bits, bits, (size_t)n_words * sizeof *bits);
-        return m;
+        memcpy(m->bits, bits, room);
     }
-    m->ids = (int32_t *)(m + 1);
-    for (int i = 0, k = 0; i < n_words; i++)
-        for (uint32_t w = bits[i]; w; w &= w - 1)
-            m->ids[k++] = 32 * i + __builtin_ctz(w);
     return m;
 }
 
