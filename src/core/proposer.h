@@ -25,7 +25,8 @@ struct draft_item {
     struct sequence *seq; /* n_drafted is the proposer's to move */
     int32_t *token;       /* where the guess for position n_tokens goes, then the next: the
                              sequence's own array, so that seq->tokens reads on into it */
-    int n;                /* in: how many are wanted; out: how many there are */
+    int most;             /* how many are wanted */
+    int n;                /* in: as many; out: how many there are */
     const float *prob;    /* out: [n, vocab_size] what each was drawn from, until the step is read;
                              NULL: they were certain, or nobody asks */
 };

@@ -89,6 +89,7 @@ struct structured {
     bool compact, closed;    /* fixed: --structured-outputs-config */
     int n_words;             /* fixed: of a mask */
     uint32_t *nothing;       /* fixed: [n_words], a mask that allows no token */
+    uint32_t *scratch;       /* engine thread: [n_words] */
     atomic_int n_live;       /* requests with a grammar: submitters count up, who frees them down */
     struct mask_room {
         uint32_t **row; /* [n] masks of n_words each */
@@ -213,6 +214,8 @@ SL_MUST_CHECK enum sl_status structured_prepare(struct sl_engine *e, struct requ
 void structured_release(struct sl_engine *e, struct request *r);
 /* A core_masks: which tokens each sample row may give. */
 void structured_masks(void *engine, int slot, struct batch *b);
+/* A sched_refine. */
+int structured_refine(void *engine, struct sequence *q, int n, int most);
 
 /* request.c */
 void request_unref(struct sl_request *r);

@@ -199,9 +199,11 @@ enum sl_status structured_start(struct sl_engine *e, struct sl_err *err)
     int n = n_text > e->info.vocab_size ? n_text : e->info.vocab_size;
     s->n_words = (n + 31) / 32;
     s->nothing = mem_zalloc((size_t)s->n_words, sizeof *s->nothing);
-    if (!s->nothing)
+    s->scratch = mem_alloc((size_t)s->n_words, sizeof *s->scratch);
+    if (!s->nothing || !s->scratch)
         return SL_FAIL(err, SL_ENOMEM, "engine: no memory");
     core_set_masks(e->core, structured_masks, e);
+    sched_set_refine(core_sched(e->core), structured_refine, e);
     return read_config(e, err);
 }
 
@@ -214,6 +216,7 @@ void structured_fini(struct sl_engine *e)
         mem_free(s->room[i].row);
     }
     mem_free(s->nothing);
+    mem_free(s->scratch);
     grammar_lib_destroy(&s->lib);
     if (s->has_lock)
         mutex_fini(&s->lock);
@@ -366,4 +369,26 @@ void structured_masks(void *engine, int slot, struct batch *b)
     for (int i = 0; i < b->n_samples; i++)
         if (b->sample[i].seq->req->grammar)
             mask_row(s, &s->room[slot], &used, &b->sample[i]);
+}
+
+/* ---- guesses --------------------------------------------------------------------------------- */
+
+int structured_refine(void *engine, struct sequence *q, int n, int most)
+{
+    struct structured *s = &((struct sl_engine *)engine)->structured;
+    int32_t *out = q->tokens + q->n_prompt, forced;
+    int known = q->n_tokens - q->n_prompt, end = known + n, n_allowed;
+    int from = begins_at(&q->req->params.p.structured, out, end);
+    if (from < 0)
+        return n;
+    int at = from > known ? from : known;
+    if (follow(q, out + from, at - from))
+        return n; /* the rows themselves will tell */
+    while (at < end && matcher_accept(q->matcher, out[at]) == SL_OK)
+        at++;
+    while (at == end && at < known + most && !matcher_is_done(q->matcher) &&
+           matcher_mask(q->matcher, s->scratch, s->n_words, &n_allowed, &forced) == SL_OK &&
+           forced >= 0 && matcher_accept(q->matcher, forced) == SL_OK)
+        out[at++] = forced, end++;
+    return at - known;
 }

@@ -28,6 +28,12 @@ enum sl_status drafts_init(struct sched *s, struct proposer *p, struct sl_err *e
     return SL_OK;
 }
 
+void sched_set_refine(struct sched *s, sched_refine fn, void *ctx)
+{
+    s->refine = fn;
+    s->refine_ctx = ctx;
+}
+
 /* ---- before a step --------------------------------------------------------------------------- */
 
 static float acceptance(const struct sched *s, const struct sequence *q)
@@ -106,17 +112,24 @@ static void ask(struct sched *s, struct sequence *q)
         return;
     s->n_left -= n;
     s->drafts.item[s->drafts.n_items++] =
-        (struct draft_item){.seq = q, .token = q->tokens + q->n_tokens, .n = n};
+        (struct draft_item){.seq = q, .token = q->tokens + q->n_tokens, .most = n, .n = n};
 }
 
-/* What was proposed, up to the first id that is none. */
-static int checked(const struct sched *s, const struct draft_item *it, int wanted)
+/* What was proposed, up to the first id that is none, and as a grammar leaves it. */
+static int checked(const struct sched *s, const struct draft_item *it)
 {
+    struct sequence *q = it->seq;
     int n = 0;
-    SL_ASSERT(it->n >= 0 && it->n <= wanted);
+    SL_ASSERT(it->n >= 0 && it->n <= it->most);
     while (n < it->n && it->token[n] >= 0 && it->token[n] < s->proposer->vocab_size)
         n++;
-    return n;
+    if (!q->req->grammar || !s->refine)
+        return n;
+    bool may_add = !it->prob; /* what is certain was drawn from nothing */
+    int kept = s->refine(s->refine_ctx, q, n, may_add ? it->most : n), same = kept < n ? kept : n;
+    if (q->n_drafted > q->n_tokens + same)
+        q->n_drafted = q->n_tokens + same; /* the draft's cache holds what was cut */
+    return kept;
 }
 
 /* With steps in flight a sequence that finds no guess has waited for nothing; it does so less and
@@ -136,7 +149,7 @@ static void take_items(struct sched *s)
     struct drafts *d = &s->drafts;
     for (int i = 0; i < d->n_items; i++) {
         struct draft_item *it = &d->item[i];
-        int n = checked(s, it, it->seq->n_draft_wanted);
+        int n = checked(s, it);
         it->seq->n_draft = (uint8_t)n;
         it->seq->draft_prob = it->prob;
         if (s->cfg.depth > 1)

@@ -68,6 +68,8 @@ struct sched {
     int n_left;                /* of the token budget */
     int plogprob_left;         /* of PLOGPROB_ROWS */
     struct proposer *proposer; /* NULL: no speculation */
+    sched_refine refine;       /* of sequences with a grammar; NULL: there are none */
+    void *refine_ctx;
     struct drafts drafts;
     int rows_promised; /* to the forks of prompts that this plan completes */
     bool preempted;    /* somebody, so nobody is admitted */

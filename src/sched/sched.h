@@ -72,6 +72,12 @@ void sched_abort_seq(struct sched *s, struct sequence *seq, enum sl_finish why);
 /* A step in flight still names the request. */
 bool sched_holds(const struct sched *s, const struct request *r);
 
+/* q has a grammar, and n guesses behind its n_tokens tokens: cut at the first that the grammar
+ * refuses, and continued up to `most` where only one token can follow. Returns how many there are
+ * now. */
+typedef int (*sched_refine)(void *ctx, struct sequence *q, int n, int most);
+void sched_set_refine(struct sched *s, sched_refine fn, void *ctx);
+
 /* Fill b with the next step; false: nothing can be computed now. */
 bool sched_plan(struct sched *s, int64_t now_ns, struct batch *b);
 

@@ -138,10 +138,12 @@ static void outputs_follow_their_schema(void **state)
     }
 }
 
-/* Guesses that the grammar forbids are refuted like others. */
+/* Guesses are cut where the grammar forbids them, and go on where it leaves no choice: a text of
+ * which every byte is known is guessed without a miss. */
 static void guesses_change_nothing(void **state)
 {
     static struct answer plain[1], guessed[1];
+    struct sl_draft_stats st;
     struct sl_sampling_params p = params(SL_STRUCTURED_REGEX, "((ab|cd){3}-){6}([0-9]{2} ){8}", 1);
     (void)state;
     struct sl_engine *e = start(1, 4096, NULL);
@@ -154,6 +156,17 @@ static void guesses_change_nothing(void **state)
     assert_string_equal(plain->text, guessed->text);
     assert_int_equal(plain->finish, SL_STOP);
     assert_int_equal(plain->n_tokens, guessed->n_tokens);
+    sl_engine_destroy(&e);
+    p = params(SL_STRUCTURED_REGEX, "(#[%]#[%]#[%]#[%]){3}", 1);
+    e = start(2, 4096,
+              "{\"method\": \"suffix\", \"num_speculative_tokens\": 6, \"adaptive\": false}");
+    run(e, &p, guessed);
+    assert_string_equal(guessed->text, "#%#%#%#%#%#%#%#%#%#%#%#%");
+    sl_engine_draft_stats(e, &st);
+    print_message("%llu of %llu guesses kept\n", (unsigned long long)st.n_accepted,
+                  (unsigned long long)st.n_draft_tokens);
+    assert_true(st.n_draft_tokens > 0);
+    assert_int_equal(st.n_accepted, st.n_draft_tokens);
     sl_engine_destroy(&e);
 }
 
