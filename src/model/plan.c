@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { MAX_TENSORS = 1 << 20 }; /* the largest mixtures have a tenth of it */
+
 /* Whether this spec has the row (in this layer). */
 static bool has_row(const struct model_spec *s, const struct tensor_row *row, int layer)
 {
@@ -142,6 +144,9 @@ enum sl_status plan_create(struct plan *p, const struct model_spec *s, struct sl
     struct planning x = {p, s};
     *p = (struct plan){0};
     each_tensor(s, count_tensor, &c);
+    if (c.n > MAX_TENSORS)
+        return SL_FAIL(err, SL_EFORMAT, "config.json makes %zu tensors; at most %d are taken", c.n,
+                       MAX_TENSORS);
     if (!(p->tensor = mem_zalloc(c.n, sizeof *p->tensor)) || !each_tensor(s, plan_tensor, &x)) {
         plan_fini(p);
         return SL_FAIL(err, SL_ENOMEM, "no memory for a list of %zu tensors", c.n);

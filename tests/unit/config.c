@@ -377,6 +377,36 @@ static void loads_weights(void **state)
     model_spec_destroy(&spec);
 }
 
+static enum sl_status takes_memory(struct device *d, struct weight *out,
+                                   const struct weight_source *src, enum wformat format,
+                                   const char *name, struct sl_err *err)
+{
+    (void)d, (void)out, (void)src, (void)format;
+    return SL_FAIL(err, SL_ENOMEM, "memory was taken for '%s'", name);
+}
+
+/* Refused before the device gives memory for any weight. */
+static void refused_early(const struct model_spec *spec, const char *folder, const char *says)
+{
+    struct model_weights w;
+    const struct ops *ops;
+    struct device *dev;
+    struct sl_err err = {0};
+    assert_int_equal(ref_device_create(&ops, &dev, &err), SL_OK);
+    struct ops strict = *ops;
+    strict.weight_prepare = takes_memory;
+    const struct load_request req = {.spec = spec,
+                                     .dir = folder,
+                                     .load_format = SL_LOAD_AUTO,
+                                     .dtype = SL_DTYPE_F32,
+                                     .ops = &strict,
+                                     .device = dev};
+    assert_int_equal(weights_load(&w, &req, &err), SL_EFORMAT);
+    if (!strstr(err.msg, says))
+        fail_msg("'%s' does not say '%s'", err.msg, says);
+    ops->destroy(dev);
+}
+
 static void wrong_checkpoints(void **state)
 {
     (void)state;
@@ -404,6 +434,10 @@ static void wrong_checkpoints(void **state)
         struct device *dev;
         struct sl_err err = {0};
         write_checkpoint(&bad[i].e);
+        if (bad[i].e.value == 0) { /* what is wrong stands in the header */
+            refused_early(spec, dir, bad[i].says);
+            continue;
+        }
         assert_int_equal(load_weights(&w, spec, &ops, &dev, SL_LOAD_AUTO, &err), SL_EFORMAT);
         if (!strstr(err.msg, bad[i].says))
             fail_msg("'%s' does not say '%s'", err.msg, bad[i].says);
@@ -420,40 +454,54 @@ static void wrong_checkpoints(void **state)
     model_spec_destroy(&spec);
 }
 
-static enum sl_status takes_memory(struct device *d, struct weight *out,
-                                   const struct weight_source *src, enum wformat format,
-                                   const char *name, struct sl_err *err)
-{
-    (void)d, (void)out, (void)src, (void)format;
-    return SL_FAIL(err, SL_ENOMEM, "memory was taken for '%s'", name);
-}
-
-/* A checkpoint of 4 experts under a config of 5: named before the device gives any memory. */
+/* A checkpoint of 4 experts under a config of 5. */
 static void missing_expert(void **state)
 {
     (void)state;
     static const char folder[] = "tests/golden/families/mixtral";
     struct model_spec *spec = NULL;
-    struct model_weights w;
-    const struct ops *ops;
-    struct device *dev;
     struct sl_err err = {0};
     if (model_spec_load(&spec, folder, "{\"num_local_experts\":5}", "vllm", &err))
         fail_msg("%s", err.msg);
-    assert_int_equal(ref_device_create(&ops, &dev, &err), SL_OK);
-    struct ops strict = *ops;
-    strict.weight_prepare = takes_memory;
-    const struct load_request req = {.spec = spec,
-                                     .dir = folder,
-                                     .load_format = SL_LOAD_AUTO,
-                                     .dtype = SL_DTYPE_F32,
-                                     .ops = &strict,
-                                     .device = dev};
-    assert_int_equal(weights_load(&w, &req, &err), SL_EFORMAT);
-    if (!strstr(err.msg, "has no tensor 'model.layers.0") || !strstr(err.msg, "experts.4."))
-        fail_msg("'%s' does not name the expert", err.msg);
-    ops->destroy(dev);
+    refused_early(spec, folder, "has no tensor 'model.layers.0.block_sparse_moe.experts.4.");
     model_spec_destroy(&spec);
+}
+
+/* Every size at once is too much, though each alone would do. */
+static void too_many_tensors(void **state)
+{
+    (void)state;
+    struct model_spec *spec =
+        load("{\"architectures\":[\"MixtralForCausalLM\"],\"num_local_experts\":4096,"
+             "\"num_hidden_layers\":4096}");
+    refused_early(spec, dir, "config.json makes 50360323 tensors; at most 1048576 are taken");
+    model_spec_destroy(&spec);
+}
+
+/* Each number of a config as numbers should not be: refused by its name. */
+static void hostile_numbers(void **state)
+{
+    (void)state;
+    static const char *const keys[] = {
+        "hidden_size",  "intermediate_size", "num_hidden_layers",       "num_attention_heads",
+        "vocab_size",   "head_dim",          "max_position_embeddings", "num_key_value_heads",
+        "rms_norm_eps", "rope_theta"};
+    static const char *const values[] = {
+        "-1", "-9223372036854775808", "1e308", "\"x\"", "{}", "[]", "true"};
+    for (size_t k = 0; k < sizeof keys / sizeof *keys; k++)
+        for (size_t v = 0; v < sizeof values / sizeof *values; v++) {
+            char over[96];
+            bool eps = !strcmp(keys[k], "rms_norm_eps") && v < 3;
+            snprintf(over, sizeof over, "{\"%s\":%s}", keys[k], values[v]);
+            refused(over, SL_EFORMAT, eps ? "epsilon" : keys[k]);
+        }
+    static const char *const no_json[] = {"NaN", "Infinity", "1e999", "99999999999999999999",
+                                          "0x10"};
+    for (size_t v = 0; v < sizeof no_json / sizeof *no_json; v++) {
+        char over[96];
+        snprintf(over, sizeof over, "{\"rope_theta\":%s}", no_json[v]);
+        refused(over, SL_EFORMAT, "not valid JSON");
+    }
 }
 
 static void dummy_weights(void **state)
@@ -541,6 +589,7 @@ int main(void)
         cmocka_unit_test(rope_scalings),      cmocka_unit_test(windows_make_groups),
         cmocka_unit_test(loads_weights),      cmocka_unit_test(wrong_checkpoints),
         cmocka_unit_test(missing_expert),     cmocka_unit_test(dummy_weights),
+        cmocka_unit_test(too_many_tensors),   cmocka_unit_test(hostile_numbers),
         cmocka_unit_test(survives_no_memory), cmocka_unit_test(refuses_what_it_cannot_run),
         cmocka_unit_test(half_conversions),   cmocka_unit_test(generation_config),
     };
