@@ -240,8 +240,7 @@ SL_MUST_CHECK enum sl_status ref_device_create(const struct ops **ops, struct de
 SL_MUST_CHECK enum sl_status cpu_device_create(const struct ops **ops, struct device **d,
                                                int threads, struct sl_err *err);
 #ifdef SLUICE_CUDA
-/* NULL: there is a GPU that this build has kernels for. Else why nothing can be computed there. */
-const char *cuda_unusable(void);
+/* SL_ENOTFOUND: there is no GPU that this build has kernels for. */
 SL_MUST_CHECK enum sl_status cuda_device_create(const struct ops **ops, struct device **d,
                                                 struct sl_err *err);
 #endif

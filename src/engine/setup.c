@@ -112,15 +112,22 @@ enum sl_status setup_device(const struct sl_config *cfg, struct runner_config *r
 }
 
 /* A GPU if there is one that can be used. */
-static enum sl_device choose_device(void)
+static enum sl_status choose_device(struct sl_config *cfg, struct runner_config *rc,
+                                    struct sl_err *err)
 {
 #ifdef SLUICE_CUDA
-    const char *why = cuda_unusable();
-    if (!why)
-        return SL_DEVICE_CUDA;
-    log_info("Computing on the CPU, not on a GPU: %s", why);
+    struct sl_err none = {0};
+    cfg->device = SL_DEVICE_CUDA;
+    enum sl_status st = setup_device(cfg, rc, &none);
+    if (st != SL_ENOTFOUND) {
+        if (st && err)
+            *err = none;
+        return st;
+    }
+    log_info("Computing on the CPU, not on a GPU: %s", none.msg);
 #endif
-    return SL_DEVICE_CPU;
+    cfg->device = SL_DEVICE_CPU;
+    return setup_device(cfg, rc, err);
 }
 
 static enum sl_status open_device(struct sl_engine *e, struct sl_err *err)
@@ -135,7 +142,8 @@ static enum sl_status open_device(struct sl_engine *e, struct sl_err *err)
         .kv_cache_dtype = e->cfg.kv_cache_dtype,
         .block_size = e->cfg.block_size,
     };
-    enum sl_status st = setup_device(&e->cfg, &rc, err);
+    enum sl_status st = e->cfg.device == SL_DEVICE_AUTO ? choose_device(&e->cfg, &rc, err)
+                                                        : setup_device(&e->cfg, &rc, err);
     if (st)
         return st;
     e->ops = rc.ops;
@@ -449,8 +457,6 @@ enum sl_status setup_open(struct sl_engine *e, struct sl_err *err)
     enum sl_status st = check_config(cfg, err);
     if (st)
         return st;
-    if (cfg->device == SL_DEVICE_AUTO)
-        cfg->device = choose_device();
     const struct spec_options use = {.hf_overrides = cfg->hf_overrides,
                                      .generation_config = cfg->generation_config,
                                      .runner = cfg->runner,

@@ -7,10 +7,13 @@
 
 #include "base/clock.h"
 #include "base/half.h"
+#include "base/limits.h"
 #include "base/log.h"
 #include "base/mem.h"
 
 #include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 
 enum sl_status cuda_check(cudaError_t e, const char *what, struct sl_err *err)
@@ -68,8 +71,51 @@ static float get(const void *data, enum sl_dtype t, size_t i)
     return t == SL_DTYPE_BF16 ? bf16_f32(h) : f16_f32(h);
 }
 
-/* Copies n values to the device, as bf16 or as the e4m3 that they are, through the pinned staging
- * buffers, alternating, so that converting one overlaps the other's transfer. */
+/* Values on their way through a staging buffer, as bf16 or as the e4m3 that they are. Several
+ * threads take pieces of it: one alone spends its time on the faults of a mapped file's pages. */
+enum { PIECE = 1 << 19, LOADERS_MAX = 8 };
+struct staged {
+    uint16_t *to;
+    const void *from;
+    enum sl_dtype t;
+    bool codes;
+    size_t first, n;
+    atomic_int next; /* the first piece that nobody has taken */
+};
+
+static void stage_piece(const struct staged *s, size_t at)
+{
+    size_t size = s->codes ? 1 : 2, n = s->n - at < PIECE ? s->n - at : PIECE;
+    if (s->codes || s->t == SL_DTYPE_BF16)
+        memcpy((char *)s->to + at * size, (const char *)s->from + (s->first + at) * size, n * size);
+    else
+        for (size_t i = at; i < at + n; i++)
+            s->to[i] = f32_bf16(get(s->from, s->t, s->first + i));
+}
+
+static void *stage_pieces(void *arg)
+{
+    struct staged *s = arg;
+    for (size_t at; (at = (size_t)atomic_fetch_add(&s->next, 1) * PIECE) < s->n;)
+        stage_piece(s, at);
+    return NULL;
+}
+
+static void stage(struct staged *s)
+{
+    size_t n_pieces = (s->n + PIECE - 1) / PIECE;
+    int cores = limits_cores(), n_threads = 0;
+    pthread_t thread[LOADERS_MAX];
+    while (n_threads + 1 < (int)n_pieces && n_threads + 1 < cores && n_threads < LOADERS_MAX &&
+           pthread_create(&thread[n_threads], NULL, stage_pieces, s) == 0)
+        n_threads++;
+    (void)stage_pieces(s);
+    for (int i = 0; i < n_threads; i++)
+        pthread_join(thread[i], NULL);
+}
+
+/* Copies n values to the device through the pinned staging buffers, alternating, so that filling
+ * one overlaps the other's transfer. */
 static enum sl_status upload(struct device *d, void *to, const void *from, enum sl_dtype t,
                              bool codes, size_t n, struct sl_err *err)
 {
@@ -80,13 +126,10 @@ static enum sl_status upload(struct device *d, void *to, const void *from, enum 
         enum sl_status st = cuda_check(cudaEventSynchronize(d->staged[s]), "staging", err);
         if (st)
             return st;
-        uint16_t *out = d->staging[s];
-        if (codes || t == SL_DTYPE_BF16)
-            memcpy(out, (const char *)from + at * size, now * size);
-        else
-            for (size_t i = 0; i < now; i++)
-                out[i] = f32_bf16(get(from, t, at + i));
-        st = cuda_check(cudaMemcpyAsync((char *)to + at * size, out, now * size,
+        struct staged values = {
+            .to = d->staging[s], .from = from, .t = t, .codes = codes, .first = at, .n = now};
+        stage(&values);
+        st = cuda_check(cudaMemcpyAsync((char *)to + at * size, d->staging[s], now * size,
                                         cudaMemcpyHostToDevice, d->stream),
                         "weight upload", err);
         if (st)
@@ -646,16 +689,6 @@ static const struct ops cuda_ops = {
     .destroy = cuda_destroy,
 };
 
-const char *cuda_unusable(void)
-{
-    int n = 0;
-    cudaError_t e = cudaGetDeviceCount(&n);
-    if (e == cudaSuccess)
-        e = (cudaError_t)cuda_find_kernels();
-    (void)cudaGetLastError();
-    return e == cudaSuccess ? NULL : cudaGetErrorString(e);
-}
-
 /* Others' memory is seen before this process takes any but its context's. */
 static void log_card(int64_t context_ns, int64_t kernels_ns)
 {
@@ -716,8 +749,9 @@ enum sl_status cuda_device_create(const struct ops **ops, struct device **out, s
         return SL_FAIL(err, SL_ENOMEM, "no memory for the CUDA device");
     enum sl_status st = open_stream(d, err);
     int64_t context = clock_mono_ns();
-    if (st == SL_OK)
-        st = cuda_check((cudaError_t)cuda_find_kernels(), "kernels of this build", err);
+    if (st == SL_OK && (e = (cudaError_t)cuda_find_kernels()) != cudaSuccess)
+        st = SL_FAIL_PARAM(err, SL_ENOTFOUND, "device", "no kernels for this GPU: %s",
+                           cudaGetErrorString(e));
     if (st == SL_OK)
         st = gemm_init(d, err);
     int64_t kernels = clock_mono_ns();
