@@ -16,21 +16,30 @@
 static char dir[TEMPDIR_BYTES];
 static struct sl_text *bert, *bare;
 
-#define HEAD                                                                                     \
-    "{\"added_tokens\":[{\"id\":1,\"content\":\"[CLS]\",\"special\":true},"                      \
-    "{\"id\":2,\"content\":\"[SEP]\",\"special\":true}],\"normalizer\":null,"                    \
-    "\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"},\"decoder\":null,\"model\":{\"type\":"    \
-    "\"WordPiece\",\"unk_token\":\"[UNK]\",\"continuing_subword_prefix\":\"##\","                \
-    "\"max_input_chars_per_word\":100,\"vocab\":{\"[UNK]\":0,\"[CLS]\":1,\"[SEP]\":2,\"a\":3,"   \
+#define HEAD                                                                                   \
+    "{\"added_tokens\":[{\"id\":1,\"content\":\"[CLS]\",\"special\":true},"                    \
+    "{\"id\":2,\"content\":\"[SEP]\",\"special\":true}],\"normalizer\":null,"                  \
+    "\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"},\"decoder\":null,\"model\":{\"type\":"  \
+    "\"WordPiece\",\"unk_token\":\"[UNK]\",\"continuing_subword_prefix\":\"##\","              \
+    "\"max_input_chars_per_word\":100,\"vocab\":{\"[UNK]\":0,\"[CLS]\":1,\"[SEP]\":2,\"a\":3," \
     "\"b\":4,\"c\":5,\"d\":6,\"e\":7,\"x\":8,\"y\":9,\"z\":10}},\"post_processor\":"
 #define TOKEN(t) "{\"SpecialToken\":{\"id\":\"" t "\",\"type_id\":0}}"
 #define TEXT(t) "{\"Sequence\":{\"id\":\"" t "\",\"type_id\":0}}"
 
-static const char with_tokens[] =
-    HEAD "{\"type\":\"TemplateProcessing\",\"single\":[" TOKEN("[CLS]") "," TEXT("A") "," TOKEN(
-        "[SEP]") "],\"pair\":[" TOKEN("[CLS]") "," TEXT("A") "," TOKEN("[SEP]") "," TEXT("B") "," TOKEN("[SEP]")
-        "],\"special_tokens\":{\"[CLS]\":{\"id\":\"[CLS]\",\"ids\":[1],\"tokens\":[\"[CLS]\"]},"
-        "\"[SEP]\":{\"id\":\"[SEP]\",\"ids\":[2],\"tokens\":[\"[SEP]\"]}}}}";
+static const char with_tokens[] = HEAD
+    "{\"type\":\"TemplateProcessing\",\"single\":[" TOKEN("[CLS]") "," TEXT("A") "," TOKEN("[SEP]") "],\"pair\":[" TOKEN(
+        "[CLS]") "," TEXT("A") "," TOKEN("[SEP]") "," TEXT("B") "," TOKEN("[SEP]") "],\"special_"
+                                                                                   "tokens\":{\"["
+                                                                                   "CLS]\":{\"id\":"
+                                                                                   "\"[CLS]\","
+                                                                                   "\"ids\":[1],"
+                                                                                   "\"tokens\":[\"["
+                                                                                   "CLS]\"]},"
+                                                                                   "\"[SEP]\":{"
+                                                                                   "\"id\":\"[SEP]"
+                                                                                   "\",\"ids\":[2],"
+                                                                                   "\"tokens\":[\"["
+                                                                                   "SEP]\"]}}}}";
 static const char without_tokens[] = HEAD "null}";
 
 static struct sl_text *open_with(const char *json)
