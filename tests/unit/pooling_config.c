@@ -26,7 +26,8 @@ static const char encoder[] =
     "\"num_hidden_layers\":2,\"num_attention_heads\":4,\"vocab_size\":24,"
     "\"max_position_embeddings\":64,\"type_vocab_size\":2}";
 
-#define MODULE(kind, path) "{\"path\":\"" path "\",\"type\":\"sentence_transformers.models." kind "\"}"
+#define MODULE(kind, path) \
+    "{\"path\":\"" path "\",\"type\":\"sentence_transformers.models." kind "\"}"
 #define MODULES(more) "[" MODULE("Transformer", "") "," MODULE("Pooling", "1_Pooling") more "]"
 
 static int make_dir(void **state)
@@ -173,8 +174,8 @@ static void pooler_config(void **state)
     write_folder(decoder, MODULES(""), "{\"pooling_mode_mean_tokens\":true}");
     expect((struct spec_options){.pooler_config = "{\"pooling_type\":\"LAST\"}"}, true, POOL_LAST,
            false);
-    expect((struct spec_options){
-               .pooler_config = "{\"seq_pooling_type\":\"cls\",\"use_activation\":true}"},
+    expect((struct spec_options){.pooler_config =
+                                     "{\"seq_pooling_type\":\"cls\",\"use_activation\":true}"},
            true, POOL_CLS, true);
     struct model_spec *s = load((struct spec_options){
         .pooler_config = "{\"task\":\"token_embed\",\"dimensions\":16,\"pooling_type\":null}"});
@@ -198,8 +199,8 @@ static void matryoshka(void **state)
 {
     (void)state;
     write_folder(encoder, NULL, NULL);
-    struct model_spec *s = load((struct spec_options){
-        .hf_overrides = "{\"matryoshka_dimensions\":[8,32]}"});
+    struct model_spec *s =
+        load((struct spec_options){.hf_overrides = "{\"matryoshka_dimensions\":[8,32]}"});
     assert_true(s->pool.matryoshka);
     assert_int_equal(s->pool.n_dims, 2);
     assert_int_equal(s->pool.dims[0], 8);
