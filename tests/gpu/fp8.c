@@ -193,6 +193,15 @@ static void run_model(struct drive_config c, const char *device, float **logits,
     *logits = s.logits;
 }
 
+/* Activations are rounded to bf16 some ten times a layer, which is half of 2^-8 each time. Where a
+ * rounded one lies on the other side of the middle between two codes than the reference's, it is a
+ * code off: one in 2^6 are, by 2^-3, or 2^-6 of the row together, at the input of each product. */
+static double tolerance(bool fp8, int n_layers)
+{
+    double bf16 = sqrt(10.0 * n_layers) / 512, codes = sqrt(4.0 * n_layers) / 64;
+    return bf16 + (fp8 ? codes : 0);
+}
+
 static void logits_of_the_reference(void **state)
 {
     (void)state;
@@ -221,10 +230,12 @@ static void logits_of_the_reference(void **state)
             sum += e * e;
             square += (double)want[i] * (double)want[i];
         }
-        double rms = sqrt(sum / square);
-        print_message("weights %s, KV %s: rms of the difference %.4f of the logits', worst %.3f\n",
-                      way[w].weights ? "fp8" : "bf16", way[w].kv ? "fp8" : "bf16", rms, worst);
-        assert_true(rms < 0.1 && rms > 0);
+        double rms = sqrt(sum / square), most = tolerance(way[w].weights || way[w].kv, 8);
+        print_message("weights %s, KV %s: rms of the difference %.4f of the logits' (at most "
+                      "%.4f), worst %.3f\n",
+                      way[w].weights ? "fp8" : "bf16", way[w].kv ? "fp8" : "bf16", rms, most,
+                      worst);
+        assert_true(rms < most && rms > 0);
         mem_free(want);
         mem_free(got);
     }

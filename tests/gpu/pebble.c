@@ -15,14 +15,15 @@
 
 #include <cmocka.h>
 
-/* What a test runs with; fp8's goldens are bf16's, so ties are wider. */
+/* What a test runs with. FP8 is another model, whose tokens part earlier than at near ties. */
 struct way {
     const char *quantization, *kv_cache_dtype;
-    int least; /* prompts identical to the end, of 64 */
+    int least;   /* prompts identical to the end, of 64 */
+    double most; /* perplexity over the golden one, less 1 */
 };
 
-static const struct way bf16 = {NULL, NULL, 57}, fp8_weights = {"fp8", NULL, 0},
-                        fp8_kv = {NULL, "fp8", 0}, fp8_both = {"fp8", "fp8", 0};
+static const struct way bf16 = {NULL, NULL, 57, 0.005}, fp8_weights = {"fp8", NULL, 45, 0.01},
+                        fp8_kv = {NULL, "fp8", 45, 0.005}, fp8_both = {"fp8", "fp8", 40, 0.02};
 
 static struct drive *open_pebble(const struct way *w)
 {
@@ -138,12 +139,13 @@ static void invariance(void **state)
 
 static void perplexity(void **state)
 {
-    struct drive *d = open_pebble(*state);
+    const struct way *way = *state;
+    struct drive *d = open_pebble(way);
     int n;
     int32_t *ids = golden_text_ids(&n);
     double ratio = golden_perplexity_ratio(d, ids, 0, n / 1024);
     print_message("perplexity: %.4f of the golden\n", ratio);
-    assert_true(fabs(ratio - 1) < 0.01);
+    assert_true(fabs(ratio - 1) < way->most);
     mem_free(ids);
     drive_destroy(&d);
 }
