@@ -154,9 +154,6 @@ struct ops {
                                               const struct attn_spec *layers, int n_layers,
                                               enum wformat kv_format, struct sl_err *err);
 
-    /* Bytes of a position that all layers share, beside K and V of each. NULL: none. */
-    size_t (*kv_shared_bytes)(const struct attn_spec *a, enum wformat kv_format);
-
     /* A step. begin() sees the batch first (uploads, block copies); end() follows the last op. */
     SL_MUST_CHECK enum sl_status (*begin)(struct device *d, const struct batch *b,
                                           struct sl_err *err);

@@ -348,12 +348,6 @@ static enum sl_status take_layer(struct device *d, struct kv_cache *kv,
     return SL_OK;
 }
 
-/* Keys and values of the layer at hand as bf16, for attention in tiles. */
-static size_t cuda_kv_shared_bytes(const struct attn_spec *a, enum wformat kv_format)
-{
-    return kv_format == W_FP8 ? 4 * (size_t)a->n_kv_heads * (size_t)a->head_dim : 0;
-}
-
 static enum sl_status cuda_kv_create(struct device *d, const struct kv_layout *layout,
                                      const struct attn_spec *layers, int n_layers,
                                      enum wformat kv_format, struct sl_err *err)
@@ -664,7 +658,6 @@ static const struct ops cuda_ops = {
     .makes_up = true,
     .vector_prepare = cuda_vector_prepare,
     .kv_create = cuda_kv_create,
-    .kv_shared_bytes = cuda_kv_shared_bytes,
     .begin = step_begin,
     .end = step_end,
     .embed = cuda_embed,
