@@ -6,6 +6,7 @@
 #include "backend/cpu/isa.h"
 #include "base/mem.h"
 #include "support/golden.h"
+#include "support/levels.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -208,7 +209,8 @@ static void cpu(void **state)
     };
     static const char *const kinds[] = {"mixtral", "qwen2-moe",         "falcon-rw", "gpt2",
                                         "gemma2",  "stablelm-parallel", "olmo2",     "neox"};
-    for (enum cpu_isa isa = ISA_PLAIN; isa <= cpu_isa_detect(); isa++) {
+    EACH_ISA(isa, ISA_PLAIN)
+    {
         assert_true(cpu_isa_limit(cpu_isa_name(isa)));
         for (size_t i = 0; i < sizeof subjects / sizeof *subjects; i++) {
             struct subject s = subjects[i];

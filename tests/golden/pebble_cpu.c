@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "support/golden.h"
+#include "support/levels.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -53,7 +54,8 @@ static void run_prompts(struct drive *d, enum cpu_isa isa, const char *what, dou
 static void float32(void **state)
 {
     (void)state;
-    for (enum cpu_isa isa = ISA_AVX2; isa <= cpu_isa_detect(); isa++) {
+    EACH_ISA(isa, ISA_AVX2)
+    {
         struct golden_report r;
         struct drive *d = open_pebble(isa, SL_DTYPE_F32, NULL);
         run_prompts(d, isa, "f32", 1e-4, &r);
@@ -64,12 +66,11 @@ static void float32(void **state)
     }
 }
 
-/* Not AMX: a prompt leaves the path there before its near tie, which is why it has to be asked for.
- */
 static void bfloat16(void **state)
 {
     (void)state;
-    for (enum cpu_isa isa = ISA_AVX2; isa <= cpu_isa_detect() && isa < ISA_AMX; isa++) {
+    EACH_ISA(isa, ISA_AVX2)
+    {
         struct golden_report r;
         struct drive *d = open_pebble(isa, SL_DTYPE_BF16, NULL);
         run_prompts(d, isa, "bf16", 0.05, &r);
@@ -103,7 +104,8 @@ static void quantized_perplexity(void **state)
     } q[] = {{"int8", 0.01}, {"int4", 0.06}};
     int n;
     int32_t *ids = golden_text_ids(&n);
-    for (enum cpu_isa isa = ISA_AVX2; isa <= cpu_isa_detect(); isa++) {
+    EACH_ISA(isa, ISA_AVX2)
+    {
         for (int i = 0; i < 2; i++) {
             struct drive *d = open_pebble(isa, SL_DTYPE_BF16, q[i].name);
             double ratio = golden_perplexity_ratio(d, ids, 0, 4);
@@ -122,7 +124,8 @@ static void int8_kv_cache(void **state)
     (void)state;
     int n;
     int32_t *ids = golden_text_ids(&n);
-    for (enum cpu_isa isa = ISA_AVX2; isa <= cpu_isa_detect(); isa++) {
+    EACH_ISA(isa, ISA_AVX2)
+    {
         struct golden_report r;
         struct drive *d = open_kv(isa, SL_DTYPE_BF16, NULL, "int8");
         run_prompts(d, isa, "int8 KV", 0.05, &r);

@@ -6,6 +6,7 @@
 
 #include "backend/cpu/kernels.h"
 #include "base/half.h"
+#include "support/levels.h"
 
 #include <float.h>
 #include <math.h>
@@ -126,9 +127,5 @@ static inline bool chk_same(float got, double want, double tol)
             fail();                                                           \
         }                                                                     \
     } while (0)
-
-/* Runs BODY for each level this machine has above plain; `isa` is the level. */
-#define EACH_ISA(isa, from) \
-    for (enum cpu_isa isa = (from); isa <= cpu_isa_detect(); isa = (enum cpu_isa)(isa + 1))
 
 #endif

@@ -5,8 +5,6 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 static const char *const names[] = {"ref", "avx2", "avx512", "amx"};
 /* Written by cpu_isa_limit, read when a device is created. AMX only where it is asked for, see
@@ -14,15 +12,7 @@ static const char *const names[] = {"ref", "avx2", "avx512", "amx"};
 static atomic_int limit = ISA_AVX512;
 
 /* Register state the system saves, by XCR0 bit. */
-enum { XCR0_AVX = 0x6, XCR0_AVX512 = 0xe6, XCR0_AMX = 0x60000 };
-enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
-
-static uint64_t read_xcr0(void)
-{
-    uint32_t lo, hi;
-    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
-    return (uint64_t)hi << 32 | lo;
-}
+enum { XCR0_AVX = 0x6, XCR0_AVX512 = 0xe6 };
 
 static bool all_set(uint64_t value, uint64_t bits)
 {
@@ -44,18 +34,13 @@ static bool has_avx512(uint32_t ebx7, uint32_t ecx7, uint32_t eax7_1)
            all_set(ecx7, BIT(11) /* VNNI */) && all_set(eax7_1, BIT(5) /* BF16 */);
 }
 
-static bool has_amx(uint32_t edx7)
-{
-    return all_set(edx7, BIT(22) /* BF16 */ | BIT(24) /* TILE */ | BIT(25) /* INT8 */);
-}
-
 enum cpu_isa cpu_isa_detect(void)
 {
-    uint32_t a, b, c1, d, b7, c7, d7, a71 = 0;
+    uint32_t a, b, c1, d, b7, c7, a71 = 0;
     if (!__get_cpuid(1, &a, &b, &c1, &d) || !(c1 & BIT(27)) /* OSXSAVE */)
         return ISA_PLAIN;
-    uint64_t xcr0 = read_xcr0();
-    if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d7))
+    uint64_t xcr0 = cpu_xcr0();
+    if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d))
         return ISA_PLAIN;
     if (a >= 1)
         __get_cpuid_count(7, 1, &a71, &b, &a, &d);
@@ -63,11 +48,7 @@ enum cpu_isa cpu_isa_detect(void)
         return ISA_PLAIN;
     if (!has_avx512(b7, c7, a71) || !all_set(xcr0, XCR0_AVX512))
         return ISA_AVX2;
-    /* Linux gives tile registers only to processes that ask; threads made later inherit it. */
-    if (!has_amx(d7) || !all_set(xcr0, XCR0_AMX) ||
-        syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA))
-        return ISA_AVX512;
-    return ISA_AMX;
+    return cpu_has_tiles() ? ISA_AMX : ISA_AVX512;
 }
 
 bool cpu_isa_limit(const char *name)

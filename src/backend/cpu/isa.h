@@ -10,6 +10,7 @@
 #define SL_BACKEND_CPU_ISA_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 enum cpu_isa {
     ISA_PLAIN = 0,  /* whatever the compiler's baseline is */
@@ -20,6 +21,8 @@ enum cpu_isa {
 
 /* What this machine offers, limit aside. Asks the kernel for the right to use AMX tiles. */
 enum cpu_isa cpu_isa_detect(void);
+/* Its part for AMX, in a file of its own: tests put emulated tiles in its place. */
+bool cpu_has_tiles(void);
 /* Cap the level: "ref" (plain C), "avx2", "avx512" (what is used without a call) or "amx". false:
  * no such name, nothing changed. */
 bool cpu_isa_limit(const char *name);
@@ -29,5 +32,13 @@ const char *cpu_isa_name(enum cpu_isa isa);
 /* Operations a second that one core does in products of bf16 weights, about: steps are sized by it.
  */
 double cpu_isa_core_flops(enum cpu_isa isa);
+
+/* Which registers the system saves. */
+static inline uint64_t cpu_xcr0(void)
+{
+    uint32_t lo, hi;
+    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+    return (uint64_t)hi << 32 | lo;
+}
 
 #endif
