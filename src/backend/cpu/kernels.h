@@ -137,7 +137,7 @@ struct cpu_kernels {
     qk_fn qk[N_FORMATS]; /* by KV format: W_F32, W_F16, W_BF16, W_I8 */
     pv_fn pv[N_FORMATS];
     /* p[i] = 2^(s[i] - max), 0 outside [lo, hi), for the tiles that [lo, hi) touches; in f32, or
-     * bf16 when p_bf16. Gives max and the sum of p. NaN in, NaN out. */
+     * bf16 when p_bf16. Gives max and the sum of p as rounded. NaN in, NaN out. */
     void (*softmax)(void *p, bool p_bf16, float *max, float *sum, float *s,
                     const struct softmax *a);
     /* q = round(x / scale) in [-32767, 32767], zeros from n on; scale = max|x| / 32767 (NaN if x

@@ -371,11 +371,13 @@ static void softmax_ref(void *p, bool p_bf16, float *max, float *sum, float *s,
     *max = (float)top;
     for (int i = begin; i < end; i++) {
         float e = i < a->lo || i >= a->hi ? 0 : (float)exp2((double)s[i] - *max);
-        total += e;
-        if (p_bf16)
+        if (p_bf16) {
             ((uint16_t *)p)[i] = f32_bf16(e);
-        else
+            e = bf16_f32(((uint16_t *)p)[i]);
+        } else {
             ((float *)p)[i] = e;
+        }
+        total += e;
     }
     *sum = (float)total;
 }

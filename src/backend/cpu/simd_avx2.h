@@ -143,6 +143,12 @@ SIMD void v_store_bf16(uint16_t *p, vf a)
     _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(u));
 }
 
+SIMD vf v_load_bf16(const uint16_t *p)
+{
+    __m256i h = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(h, 16));
+}
+
 SIMD void v_store_i8(int8_t *p, vf a)
 {
     __m256i i = _mm256_cvtps_epi32(a);

@@ -131,6 +131,12 @@ SIMD void v_store_bf16(uint16_t *p, vf a) /* nearest even; subnormals become zer
     _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(a));
 }
 
+SIMD vf v_load_bf16(const uint16_t *p)
+{
+    __m512i h = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(h, 16));
+}
+
 SIMD void v_store_i8(int8_t *p, vf a) /* nearest even, saturated */
 {
     _mm_storeu_si128((__m128i *)p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)));

@@ -328,11 +328,13 @@ SIMD vf v_probabilities(void *p, bool p_bf16, const float *s, float max, const s
         vf e = v_exp2(v_sub(v_load(s + i), m));
         if (i < a->lo || i + VL > a->hi)
             e = v_keep_range(e, a->lo - i, a->hi - i, 0);
-        total = v_add(total, e);
-        if (p_bf16)
+        if (p_bf16) {
             v_store_bf16((uint16_t *)p + i, e);
-        else
+            e = v_load_bf16((uint16_t *)p + i);
+        } else {
             v_store((float *)p + i, e);
+        }
+        total = v_add(total, e);
     }
     return total;
 }
