@@ -178,6 +178,10 @@ struct ops {
                  int n);
     /* y = x W^T + bias; x: [rows, W.cols] activations, y: [rows, W.rows] activations. */
     void (*linear)(struct device *d, void *y, const struct weight *w, const void *x, int rows);
+    /* linear and act in one, the same bits; wide: room for linear's y. NULL: the device has only
+     * the two. */
+    void (*linear_act)(struct device *d, void *y, void *wide, const struct weight *w, const void *x,
+                       enum act_kind kind, bool gated, int rows);
     /* qkv: [n_tokens, (n_heads + 2 n_kv_heads) head_dim]. Normalizes q and k if given norms, as
      * a->qk_norm says; rotates q and k in place by the batch's positions, and writes K and
      * V to the cache at the batch's slots. */

@@ -85,8 +85,13 @@ static void mlp(const struct forward *f, int l, int rows)
         ops->moe(f->device, f->sub, f->x, &w->set[1 + l].moe, rows, f->moe);
         return;
     }
-    ops->linear(f->device, f->wide, weights_matrix(w, SLOT_GATE_UP, l), f->x, rows);
-    ops->act(f->device, f->mid, f->wide, f->spec->act, f->spec->gated, rows, f->spec->ffn);
+    const struct weight *up = weights_matrix(w, SLOT_GATE_UP, l);
+    if (ops->linear_act) {
+        ops->linear_act(f->device, f->mid, f->wide, up, f->x, f->spec->act, f->spec->gated, rows);
+    } else {
+        ops->linear(f->device, f->wide, up, f->x, rows);
+        ops->act(f->device, f->mid, f->wide, f->spec->act, f->spec->gated, rows, f->spec->ffn);
+    }
     ops->linear(f->device, f->sub, weights_matrix(w, SLOT_DOWN, l), f->mid, rows);
 }
 

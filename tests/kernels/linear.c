@@ -226,6 +226,52 @@ static void rows_do_not_see_each_other(void **state)
     }
 }
 
+/* ---- with an activation --------------------------------------------------------------------- */
+
+/* Its bits are those of linear and act, whether gates have panels of their own or not. */
+static void check_act(enum wformat f, int ffn, bool gated, enum act_kind kind)
+{
+    enum { M = 530, COLS = 2100 };
+    int n_out = gated ? 2 * ffn : ffn;
+    const struct ops *ops;
+    struct device *d = open_device(&ops, 2);
+    struct matrix m;
+    struct sl_err err = {0};
+    float *x = chk_floats((size_t)M * COLS), *wide = chk_floats((size_t)M * n_out);
+    float *want = chk_floats((size_t)M * ffn), *got = chk_floats((size_t)M * ffn);
+    chk_fill(x, (size_t)M * COLS);
+    make(&m, n_out, COLS, SL_DTYPE_BF16);
+    OK(ops->weight_prepare(d, &m.w, &m.ws, f, "test", &err));
+    ops->linear(d, wide, &m.w, x, M);
+    ops->act(d, want, wide, kind, gated, M, ffn);
+    for (int rows = M; rows > 0; rows /= 5) {
+        memset(wide, 0xff, (size_t)M * n_out * sizeof *wide);
+        ops->linear_act(d, got, wide, &m.w, x, kind, gated, rows);
+        if (memcmp(got, want, (size_t)rows * ffn * sizeof *got) != 0)
+            fail_msg("format %d, ffn %d, %d rows: not the bits of linear and act", f, ffn, rows);
+    }
+    ops->weight_release(d, &m.w);
+    unmake(&m);
+    chk_free(x, (size_t)M * COLS * 4);
+    chk_free(wide, (size_t)M * n_out * 4);
+    chk_free(want, (size_t)M * ffn * 4);
+    chk_free(got, (size_t)M * ffn * 4);
+    ops->destroy(d);
+}
+
+static void activation_changes_no_bit(void **state)
+{
+    (void)state;
+    EACH_ISA(isa, ISA_AVX2)
+    {
+        assert_true(cpu_isa_limit(cpu_isa_name(isa)));
+        for (int f = 0; f < 5; f++) {
+            check_act(formats[f], 128, true, ACT_SILU);
+            check_act(formats[f], 70, f % 2 == 0, ACT_GELU_TANH);
+        }
+    }
+}
+
 /* ---- embed, logits, allocations ------------------------------------------------------------- */
 
 static void embeddings_and_logits(void **state)
@@ -320,6 +366,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values),
         cmocka_unit_test(rows_do_not_see_each_other),
+        cmocka_unit_test(activation_changes_no_bit),
         cmocka_unit_test(embeddings_and_logits),
         cmocka_unit_test(failures_are_reported),
     };

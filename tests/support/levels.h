@@ -11,8 +11,8 @@
 #endif
 
 /* Runs BODY for each level this machine has, from `from` on; `isa` is the level. */
-#define EACH_ISA(isa, from)                                                              \
-    for (enum cpu_isa isa = (from) > FIRST_LEVEL ? (from) : FIRST_LEVEL;                 \
-         isa <= cpu_isa_detect(); isa = (enum cpu_isa)(isa + 1))
+#define EACH_ISA(isa, from)                                                                       \
+    for (enum cpu_isa isa = (from) > FIRST_LEVEL ? (from) : FIRST_LEVEL; isa <= cpu_isa_detect(); \
+         isa = (enum cpu_isa)(isa + 1))
 
 #endif

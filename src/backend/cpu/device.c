@@ -139,7 +139,7 @@ static void dev_destroy(struct device *d)
         scratch_fini(&d->rope[i].cos_sin);
     scratch_fini(&d->packed);
     scratch_fini(&d->packed_sums);
-    scratch_fini(&d->tail);
+    scratch_fini(&d->sums);
     scratch_fini(&d->attn_threads);
     scratch_fini(&d->attn_split);
     scratch_fini(&d->attn_items);
@@ -170,6 +170,7 @@ static const struct ops cpu_ops = {
     .add_norm = cpu_add_norm,
     .norm = cpu_norm,
     .linear = dev_linear,
+    .linear_act = cpu_linear_act,
     .qkv_rope_cache = cpu_qkv_rope_cache,
     .attention = cpu_attention,
     .act = cpu_act,

@@ -74,7 +74,7 @@ struct device {
     struct sl_err err; /* first failure inside an op of this step */
 
     /* linear.c */
-    struct scratch packed, packed_sums, tail;
+    struct scratch packed, packed_sums, sums;
     int max_cols; /* of the weights prepared so far */
 
     const struct batch *batch; /* between begin() and end() */
@@ -107,6 +107,8 @@ SL_MUST_CHECK enum sl_status linear_reserve(struct device *d, int cols, struct s
 /* y[i,:] = W x[map ? map[i] : i,:] + bias */
 void linear_rows(struct device *d, float *y, const struct weight *w, const float *x,
                  const int32_t *map, int rows);
+void cpu_linear_act(struct device *d, void *y, void *wide, const struct weight *w, const void *x,
+                    enum act_kind kind, bool gated, int rows);
 
 /* ---- kvcache.c */
 SL_MUST_CHECK enum sl_status kv_cache_create(struct device *d, const struct kv_layout *layout,

@@ -1,7 +1,10 @@
 /* gemm_amx.c - panels of weights times rows of activations, in tiles.
  *
- * A tile of sums is 16 rows x 16 outputs. Tiles 0 .. 3 are sums, 4 and 5 rows of activations, 6 and
- * 7 weights; a panel's granules lie as a weight tile wants them, 256 bytes apart.
+ * A tile of sums is 16 rows x 16 outputs; a block is two by two of them, tiles 0 .. 3; 4 and 5 are
+ * rows of activations, 6 and 7 weights. A step takes 64 bytes of every row; a panel's granules lie
+ * as a weight tile wants them, 256 bytes apart, 4 KB a step. BLOCK_STEPS of them stay in the
+ * level-1 cache while all rows pass, each block of rows fetching the next one's activations; the
+ * sums meanwhile go through C.
  *
  * TDPBF16PS adds the even and the odd products of its 32 k values apart, from zero, and then both
  * to the sum: an order of its own, so every bf16 product at this level is made by it, whatever the
@@ -12,23 +15,25 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/tiles_amx.h"
 
-enum { ROWS = 16, STEP_BYTES = 16 * PANEL * 4, VNNI_ROWS = 8 };
+enum { ROWS = 16, STEP_BYTES = 16 * PANEL * 4, BLOCK_STEPS = 8, VNNI_ROWS = 8 };
+enum { AHEAD = 8 * STEP_BYTES }; /* how far before its use a panel's line is fetched */
 
 /* Sums of up to 32 rows x 32 outputs over a range of k. Tiles: rows r: 0, 1; rows r + 16: 2, 3. */
 struct block {
-    float *c;
+    char *c;
     size_t ldc; /* bytes */
     const char *x;
     size_t x_stride;
     const char *w;
     int steps;
-    bool zero, two; /* two: there are rows beyond 16 */
-    struct tile_fetch fetch;
+    bool zero;
+    const char *next_x; /* 16 rows whose activations are fetched, or NULL */
+    const char *ahead;  /* weights that are fetched, `lines` a step; or NULL */
+    int lines;
 };
 
-INLINE void block_load(const struct block *b)
+INLINE void block_load(const struct block *b, const bool two)
 {
-    const char *c = (const char *)b->c;
     if (b->zero) {
         TILE_ZERO(0);
         TILE_ZERO(1);
@@ -36,34 +41,47 @@ INLINE void block_load(const struct block *b)
         TILE_ZERO(3);
         return;
     }
-    TILE_LOAD(0, c, b->ldc);
-    TILE_LOAD(1, c + 64, b->ldc);
-    if (!b->two)
+    TILE_LOAD(0, b->c, b->ldc);
+    TILE_LOAD(1, b->c + 64, b->ldc);
+    if (!two)
         return;
-    TILE_LOAD(2, c + ROWS * b->ldc, b->ldc);
-    TILE_LOAD(3, c + ROWS * b->ldc + 64, b->ldc);
+    TILE_LOAD(2, b->c + ROWS * b->ldc, b->ldc);
+    TILE_LOAD(3, b->c + ROWS * b->ldc + 64, b->ldc);
 }
 
-INLINE void block_store(const struct block *b)
+INLINE void block_store(const struct block *b, const bool two)
 {
-    char *c = (char *)b->c;
-    TILE_STORE(0, c, b->ldc);
-    TILE_STORE(1, c + 64, b->ldc);
-    if (!b->two)
+    TILE_STORE(0, b->c, b->ldc);
+    TILE_STORE(1, b->c + 64, b->ldc);
+    if (!two)
         return;
-    TILE_STORE(2, c + ROWS * b->ldc, b->ldc);
-    TILE_STORE(3, c + ROWS * b->ldc + 64, b->ldc);
+    TILE_STORE(2, b->c + ROWS * b->ldc, b->ldc);
+    TILE_STORE(3, b->c + ROWS * b->ldc + 64, b->ldc);
 }
 
-INLINE void block_multiply(const struct block *b, const bool bf16)
+INLINE void block_fetch(const struct block *b, int i)
+{
+    if (b->ahead) {
+        const char *w = b->ahead + (size_t)(i * b->lines) * 64;
+        for (int j = 0; j < b->lines; j++)
+            _mm_prefetch(w + (size_t)j * 64, _MM_HINT_T1);
+    }
+    if (b->next_x) {
+        const char *x = b->next_x + (size_t)i * 64;
+        UNROLL
+        for (int j = 0; j < ROWS; j++)
+            _mm_prefetch(x + j * b->x_stride, _MM_HINT_T0);
+    }
+}
+
+INLINE void block_multiply(const struct block *b, const bool bf16, const bool two)
 {
     const char *x = b->x, *x2 = b->x + ROWS * b->x_stride, *w = b->w;
-    block_load(b);
+    block_load(b, two);
     for (int i = 0; i < b->steps; i++, x += 64, x2 += 64, w += STEP_BYTES) {
         TILE_LOAD(4, x, b->x_stride);
         TILE_LOAD(6, w, PANEL * 4);
         TILE_LOAD(7, w + 64, PANEL * 4);
-        tile_fetch_step(&b->fetch, i);
         if (bf16) {
             TILE_DP_BF16(0, 4, 6);
             TILE_DP_BF16(1, 4, 7);
@@ -71,7 +89,8 @@ INLINE void block_multiply(const struct block *b, const bool bf16)
             TILE_DP_S8U8(0, 4, 6);
             TILE_DP_S8U8(1, 4, 7);
         }
-        if (!b->two)
+        block_fetch(b, i);
+        if (!two)
             continue;
         TILE_LOAD(5, x2, b->x_stride);
         if (bf16) {
@@ -82,33 +101,84 @@ INLINE void block_multiply(const struct block *b, const bool bf16)
             TILE_DP_S8U8(3, 5, 7);
         }
     }
-    block_store(b);
+    block_store(b, two);
 }
 
-/* Rows [r, r + n), n at most 32, of all the panel's outputs. */
-INLINE void panel_rows(const struct gemm *g, int r, int n, const bool bf16)
+/* `steps` steps from `step` on for rows [r0, r1), all as high as the tiles are now. */
+struct range {
+    const struct gemm *g;
+    int step, steps, total; /* total: of the panel's range */
+    int r0, r1;
+};
+
+/* The share of block `i` of `n` in fetching what is read AHEAD of this range: of this panel, or of
+ * what comes after it. */
+static void plan_fetch(struct block *b, const struct range *s, int i, int n)
 {
+    const struct gemm *g = s->g;
+    size_t at = (size_t)s->step * STEP_BYTES + AHEAD, end = (size_t)s->total * STEP_BYTES;
+    b->lines = (STEP_BYTES / 64 + n - 1) / n;
+    b->ahead = NULL;
+    if (!g->ahead || i * b->lines >= STEP_BYTES / 64)
+        return;
+    size_t own = (size_t)(i * b->lines * b->steps) * 64;
+    if (at < end)
+        b->ahead = g->w + at + own;
+    else if (at - end < AHEAD)
+        b->ahead = g->ahead + (at - end) + own;
+}
+
+INLINE void range_multiply(const struct range *s, const bool bf16, const bool two)
+{
+    const struct gemm *g = s->g;
+    const int height = two ? 2 * ROWS : ROWS;
+    int n = 2 * ((s->r1 - s->r0 + height - 1) / height), i = 0;
     struct block b = {.ldc = g->ldc * sizeof(float),
-                      .x = g->x + r * g->x_stride,
                       .x_stride = g->x_stride,
-                      .steps = g->k / (bf16 ? 32 : 64),
-                      .zero = g->first,
-                      .two = n > ROWS};
-    int part = r / (2 * ROWS), parts = (g->rows + 2 * ROWS - 1) / (2 * ROWS);
-    tiles_configure(n < ROWS ? n : ROWS, n > ROWS ? n - ROWS : ROWS, 64, 16);
-    for (int half = 0; half < 2; half++) {
-        b.c = g->c + r * g->ldc + (size_t)half * 32;
-        b.w = g->w + (size_t)half * 128;
-        b.fetch = tile_fetch_part(g, part, parts, half, (size_t)b.steps * STEP_BYTES, b.steps);
-        block_multiply(&b, bf16);
+                      .steps = s->steps,
+                      .zero = g->first && s->step == 0};
+    for (int r = s->r0; r < s->r1; r += height) {
+        b.x = g->x + r * g->x_stride + (size_t)s->step * 64;
+        for (int half = 0; half < 2; half++, i++) {
+            b.c = (char *)(g->c + r * g->ldc) + half * 128;
+            b.w = g->w + (size_t)s->step * STEP_BYTES + half * 128;
+            b.next_x = NULL;
+            if (two && r + 2 * height <= s->r1)
+                b.next_x = b.x + (size_t)(height + half * ROWS) * g->x_stride;
+            plan_fetch(&b, s, i, n);
+            block_multiply(&b, bf16, two);
+        }
     }
+}
+
+INLINE void rows_multiply(const struct gemm *g, int r0, int r1, const bool bf16)
+{
+    int m = r1 - r0;
+    struct range s = {.g = g, .total = g->k / (bf16 ? 32 : 64), .r0 = r0, .r1 = r1};
+    tiles_configure(m < ROWS ? m : ROWS, m > ROWS && m < 2 * ROWS ? m - ROWS : ROWS, 64, 16);
+    for (; s.step < s.total; s.step += BLOCK_STEPS) {
+        s.steps = s.total - s.step < BLOCK_STEPS ? s.total - s.step : BLOCK_STEPS;
+        if (m > ROWS)
+            range_multiply(&s, bf16, true);
+        else
+            range_multiply(&s, bf16, false);
+    }
+}
+
+/* Blocks of 32 rows, then what is left of them. */
+INLINE void panel_multiply(const struct gemm *g, const bool bf16)
+{
+    int whole = g->rows / (2 * ROWS) * (2 * ROWS);
+    if (whole)
+        rows_multiply(g, 0, whole, bf16);
+    if (whole < g->rows)
+        rows_multiply(g, whole, g->rows, bf16);
+    TILE_RELEASE();
 }
 
 static void gemm_bf16_amx(const struct gemm *g)
 {
-    for (int r = 0; r < g->rows; r += 2 * ROWS)
-        panel_rows(g, r, g->rows - r < 2 * ROWS ? g->rows - r : 2 * ROWS, true);
-    TILE_RELEASE();
+    panel_multiply(g, true);
 }
 
 /* ---- i8 ------------------------------------------------------------------------------------- */
@@ -134,9 +204,7 @@ static void gemm_i8_amx(const struct gemm *g)
         gemm_i8_avx512(g);
         return;
     }
-    for (int r = 0; r < g->rows; r += 2 * ROWS)
-        panel_rows(g, r, g->rows - r < 2 * ROWS ? g->rows - r : 2 * ROWS, false);
-    TILE_RELEASE();
+    panel_multiply(g, false);
     if (g->last)
         i8_finish(g, g->rows);
 }
@@ -145,5 +213,7 @@ void cpu_kernels_amx(struct cpu_kernels *k)
 {
     k->gemm[W_BF16] = gemm_bf16_amx;
     k->gemm[W_I8] = gemm_i8_amx;
+    k->whole_k[W_BF16] = k->whole_k[W_I8] = true;
+    k->x_cache = 1 << 20; /* half of level 2 */
     attn_amx_fill(k);
 }

@@ -110,8 +110,10 @@ struct cpu_kernels {
     /* Activations that meet bf16 weights, K or V are bf16 pairs (the CPU multiplies bf16). Else
      * they stay f32 and bf16 is widened on the way. */
     bool x_bf16;
-    /* A sum kept in C loses bits (the reference adds in double): never cut k. */
-    bool whole_k;
+    /* Do not cut k to fit a cache: a sum kept in C loses bits (the reference adds in double), or
+     * the kernel does so by itself. */
+    bool whole_k[N_FORMATS];
+    size_t x_cache; /* where it does: bytes of activations that should stay cached, 0: any */
 
     gemm_fn gemm[N_FORMATS]; /* W_F32 .. W_I4; W_FP8: NULL */
 

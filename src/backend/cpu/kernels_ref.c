@@ -401,7 +401,8 @@ static void scale_out_ref(float *y, const float *o, float sum, int n)
 
 void cpu_kernels_ref(struct cpu_kernels *k)
 {
-    k->whole_k = true;
+    for (int f = 0; f < N_FORMATS; f++)
+        k->whole_k[f] = true;
     k->gemm[W_F32] = gemm_f32_ref;
     k->gemm[W_F16] = gemm_f16_ref;
     k->gemm[W_BF16] = gemm_bf16_ref;

@@ -48,32 +48,6 @@ INLINE void tiles_configure(int m, int m2, int k_bytes, int k_rows)
                        (const uint8_t[]){64, 64, 64, 64, k, k, 64, 64});
 }
 
-/* Lines that a step fetches beside its own work; at NULL: none. */
-struct tile_fetch {
-    const char *at;
-    int lines;
-};
-
-/* What g wants fetched (`bytes`) spread over the two halves of its first blocks of rows. */
-INLINE struct tile_fetch tile_fetch_part(const struct gemm *g, int part, int parts, int half,
-                                         size_t bytes, int steps)
-{
-    int share = parts >= 4 ? 4 : parts >= 2 ? 2 : 1;
-    size_t piece = bytes / (2 * (size_t)share);
-    if (!g->ahead || part >= share)
-        return (struct tile_fetch){NULL, 0};
-    return (struct tile_fetch){g->ahead + (size_t)(2 * part + half) * piece,
-                               (int)(piece / 64 / (size_t)steps)};
-}
-
-INLINE void tile_fetch_step(const struct tile_fetch *f, int i)
-{
-    if (!f->at)
-        return;
-    for (int j = 0; j < f->lines; j++)
-        _mm_prefetch(f->at + (size_t)(i * f->lines + j) * 64, _MM_HINT_T1);
-}
-
 void attn_amx_fill(struct cpu_kernels *k);
 
 #endif

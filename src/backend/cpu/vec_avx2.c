@@ -10,5 +10,5 @@ void cpu_kernels_avx2(struct cpu_kernels *k)
     VEC(fill)(k);
     gemm_avx2_fill(k);
     attn_avx2_fill(k);
-    k->whole_k = false;
+    memset(k->whole_k, 0, sizeof k->whole_k);
 }
