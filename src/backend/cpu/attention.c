@@ -388,7 +388,7 @@ static void add_values(const struct values *v, int r0, int r1, int lo, int hi)
 /* Positions in rising order for each row: its own beginning, the tiles all rows share (one call, so
  * that V is read once), its own end. V of positions that a row does not see is never touched for
  * it: it may belong to a later token, or to nobody. */
-static void weigh_values(const struct values *v, const struct span *sp)
+static void weigh_row_by_row(const struct values *v, const struct span *sp)
 {
     bool shared = sp->all_lo < sp->all_hi;
     for (int r = sp->r0, end; shared && r < sp->r1; r = end) {
@@ -401,6 +401,51 @@ static void weigh_values(const struct values *v, const struct span *sp)
         end = same_span(sp, r);
         add_values(v, r, end, shared ? sp->all_hi : sp->row_lo[r], sp->row_hi[r]);
     }
+}
+
+/* Whether nothing in V from tile t0 on, before tile t1, can be seen through a zero. */
+static bool harmless(const struct values *v, int t0, int t1)
+{
+    enum { EXPONENT = 0x7f80 };
+    int bad = v->t->d->kv.format != W_BF16 && !v->t->i8;
+    for (int t = t0; t < t1 && !v->t->i8; t++) {
+        const uint16_t *x = v->v->tile[t];
+        for (int i = 0; i < TILE_POS * v->t->g->hd_pad && !bad; i += TILE_POS)
+            for (int j = 0; j < TILE_POS; j++)
+                bad |= (x[i + j] & EXPONENT) == EXPONENT;
+    }
+    return !bad;
+}
+
+/* Zeros for the tiles that a row does not touch and others do. */
+static void clear_outside(const struct values *v, const struct span *sp)
+{
+    size_t size = v->t->p_bf16 || v->t->i8 ? 2 : 4;
+    int lo = sp->lo / TILE_POS * TILE_POS, hi = (sp->hi + TILE_POS - 1) / TILE_POS * TILE_POS;
+    for (int r = sp->r0; r < sp->r1; r++) {
+        char *p = (char *)(v->m->s + (size_t)r * ATTN_CHUNK);
+        int from = sp->row_lo[r] / TILE_POS * TILE_POS;
+        int to = (sp->row_hi[r] + TILE_POS - 1) / TILE_POS * TILE_POS;
+        memset(p + (size_t)lo * size, 0, (size_t)(from - lo) * size);
+        memset(p + (size_t)to * size, 0, (size_t)(hi - to) * size);
+    }
+}
+
+/* Rows that see different positions take all that any of them sees, with zeros for probabilities,
+ * unless V there is Inf or NaN: 0 times a finite number adds nothing, so the bits are the same. */
+static void weigh_values(const struct values *v, const struct span *sp)
+{
+    if (same_span(sp, sp->r0) < sp->r1) {
+        int lo = sp->all_lo / TILE_POS, hi = sp->all_hi / TILE_POS;
+        int first = sp->lo / TILE_POS, end = (sp->hi + TILE_POS - 1) / TILE_POS;
+        bool shared = lo < hi;
+        if (!harmless(v, first, shared ? lo : end) || (shared && !harmless(v, hi, end))) {
+            weigh_row_by_row(v, sp);
+            return;
+        }
+        clear_outside(v, sp);
+    }
+    add_values(v, sp->r0, sp->r1, sp->lo, sp->hi);
 }
 
 /* While values are weighed the next chunk's K tiles are fetched: a tile is a page or less, too

@@ -8,8 +8,6 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/tiles_amx.h"
 
-#include <string.h>
-
 enum { ROWS = 16, K_STEP = 32 };
 
 /* Scores: tiles 4 and 6 hold 32 dims, 5 and 7 the last 16 of heads that are no multiple of 32. */
@@ -75,20 +73,24 @@ static void qk_bf16_amx(float *s, size_t s_stride, const void *q, size_t q_strid
 
 /* One V tile's factors, masked where the range cuts it. */
 struct edge {
-    _Alignas(64) uint16_t p[ROWS][TILE_POS];
-    uint16_t v[TILE_POS / 2][64][2];
+    _Alignas(64) uint16_t v[TILE_POS / 2][64][2];
+    uint16_t p[ROWS][TILE_POS];
 };
 
 static void mask_edge(struct edge *e, const char *p, size_t p_stride, int m, const char *v, int hd,
                       int dim, int lo, int hi)
 {
-    int dims = hd - dim < 64 ? hd - dim : 64;
-    memset(e, 0, sizeof *e);
-    for (int i = lo; i < hi; i++) {
-        for (int r = 0; r < m; r++)
-            memcpy(&e->p[r][i], p + r * p_stride + (size_t)i * 2, 2);
-        for (int d = 0; d < dims; d++)
-            memcpy(&e->v[i / 2][d][i % 2], v + ((size_t)(i / 2 * hd + dim + d) * 2 + i % 2) * 2, 2);
+    int n = hd - dim < 64 ? (hd - dim) / 16 : 4;
+    __mmask16 in = (__mmask16)((1u << hi) - (1u << lo)); /* hi at most 16 */
+    for (int r = 0; r < m; r++)
+        _mm256_store_si256((__m256i *)e->p[r], _mm256_maskz_loadu_epi16(in, p + r * p_stride));
+    for (int i = 0; i < TILE_POS / 2; i++) {
+        uint32_t even = in >> 2 * i & 1 ? 0xffff : 0, odd = in >> (2 * i + 1) & 1 ? 0xffff0000 : 0;
+        __m512i keep = _mm512_set1_epi32((int)(even | odd));
+        for (int j = 0; j < n; j++) {
+            const char *pairs = v + ((size_t)i * hd + dim + 16 * j) * 4;
+            _mm512_store_si512(e->v[i][16 * j], _mm512_and_si512(keep, _mm512_loadu_si512(pairs)));
+        }
     }
 }
 
