@@ -7,9 +7,8 @@
 #include <string.h>
 
 static const char *const names[] = {"ref", "avx2", "avx512", "amx"};
-/* Written by cpu_isa_limit, read when a device is created. AMX only where it is asked for, see
- * docs/performance.md. */
-static atomic_int limit = ISA_AVX512;
+/* Written by cpu_isa_limit, read when a device is created. */
+static atomic_int limit = ISA_AMX;
 
 /* Register state the system saves, by XCR0 bit. */
 enum { XCR0_AVX = 0x6, XCR0_AVX512 = 0xe6 };
