@@ -2,9 +2,9 @@
  *
  * A tile of sums is 16 rows x 16 outputs; a block is two by two of them, tiles 0 .. 3; 4 and 5 are
  * rows of activations, 6 and 7 weights. A step takes 64 bytes of every row; a panel's granules lie
- * as a weight tile wants them, 256 bytes apart, 4 KB a step. BLOCK_STEPS of them stay in the
- * level-1 cache while all rows pass, each block of rows fetching the next one's activations; the
- * sums meanwhile go through C.
+ * as a weight tile wants them, 256 bytes apart, 4 KB a step. After BLOCK_STEPS of them the sums go
+ * through C, which costs as much as two steps. Few rows wait for memory anyway: their blocks are
+ * short, so that the two halves of a panel are read almost together, from front to back.
  *
  * TDPBF16PS adds the even and the odd products of its 32 k values apart, from zero, and then both
  * to the sum: an order of its own, so every bf16 product at this level is made by it, whatever the
@@ -15,8 +15,15 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/tiles_amx.h"
 
-enum { ROWS = 16, STEP_BYTES = 16 * PANEL * 4, BLOCK_STEPS = 8, VNNI_ROWS = 8 };
-enum { AHEAD = 8 * STEP_BYTES }; /* how far before its use a panel's line is fetched */
+enum {
+    ROWS = 16,
+    STEP_BYTES = 16 * PANEL * 4,
+    BLOCK_STEPS = 32,
+    FEW_ROWS = 64,
+    FEW_STEPS = 4,           /* of a block, for few rows */
+    AHEAD = 16 * STEP_BYTES, /* how far before its use a panel's line is fetched */
+    VNNI_ROWS = 8
+};
 
 /* Sums of up to 32 rows x 32 outputs over a range of k. Tiles: rows r: 0, 1; rows r + 16: 2, 3. */
 struct block {
@@ -27,8 +34,7 @@ struct block {
     const char *w;
     int steps;
     bool zero;
-    const char *next_x; /* 16 rows whose activations are fetched, or NULL */
-    const char *ahead;  /* weights that are fetched, `lines` a step; or NULL */
+    const char *ahead; /* weights that are fetched, `lines` a step; or NULL */
     int lines;
 };
 
@@ -61,17 +67,9 @@ INLINE void block_store(const struct block *b, const bool two)
 
 INLINE void block_fetch(const struct block *b, int i)
 {
-    if (b->ahead) {
-        const char *w = b->ahead + (size_t)(i * b->lines) * 64;
-        for (int j = 0; j < b->lines; j++)
-            _mm_prefetch(w + (size_t)j * 64, _MM_HINT_T1);
-    }
-    if (b->next_x) {
-        const char *x = b->next_x + (size_t)i * 64;
-        UNROLL
-        for (int j = 0; j < ROWS; j++)
-            _mm_prefetch(x + j * b->x_stride, _MM_HINT_T0);
-    }
+    const char *w = b->ahead + (size_t)(i * b->lines) * 64;
+    for (int j = 0; b->ahead && j < b->lines; j++)
+        _mm_prefetch(w + (size_t)j * 64, _MM_HINT_T1);
 }
 
 INLINE void block_multiply(const struct block *b, const bool bf16, const bool two)
@@ -119,12 +117,12 @@ static void plan_fetch(struct block *b, const struct range *s, int i, int n)
     size_t at = (size_t)s->step * STEP_BYTES + AHEAD, end = (size_t)s->total * STEP_BYTES;
     b->lines = (STEP_BYTES / 64 + n - 1) / n;
     b->ahead = NULL;
-    if (!g->ahead || i * b->lines >= STEP_BYTES / 64)
+    if (i * b->lines >= STEP_BYTES / 64)
         return;
     size_t own = (size_t)(i * b->lines * b->steps) * 64;
     if (at < end)
         b->ahead = g->w + at + own;
-    else if (at - end < AHEAD)
+    else if (g->ahead)
         b->ahead = g->ahead + (at - end) + own;
 }
 
@@ -142,9 +140,6 @@ INLINE void range_multiply(const struct range *s, const bool bf16, const bool tw
         for (int half = 0; half < 2; half++, i++) {
             b.c = (char *)(g->c + r * g->ldc) + half * 128;
             b.w = g->w + (size_t)s->step * STEP_BYTES + half * 128;
-            b.next_x = NULL;
-            if (two && r + 2 * height <= s->r1)
-                b.next_x = b.x + (size_t)(height + half * ROWS) * g->x_stride;
             plan_fetch(&b, s, i, n);
             block_multiply(&b, bf16, two);
         }
@@ -153,11 +148,11 @@ INLINE void range_multiply(const struct range *s, const bool bf16, const bool tw
 
 INLINE void rows_multiply(const struct gemm *g, int r0, int r1, const bool bf16)
 {
-    int m = r1 - r0;
+    int m = r1 - r0, most = g->rows > FEW_ROWS ? BLOCK_STEPS : FEW_STEPS;
     struct range s = {.g = g, .total = g->k / (bf16 ? 32 : 64), .r0 = r0, .r1 = r1};
     tiles_configure(m < ROWS ? m : ROWS, m > ROWS && m < 2 * ROWS ? m - ROWS : ROWS, 64, 16);
-    for (; s.step < s.total; s.step += BLOCK_STEPS) {
-        s.steps = s.total - s.step < BLOCK_STEPS ? s.total - s.step : BLOCK_STEPS;
+    for (; s.step < s.total; s.step += s.steps) {
+        s.steps = s.total - s.step < most ? s.total - s.step : most;
         if (m > ROWS)
             range_multiply(&s, bf16, true);
         else

@@ -150,13 +150,17 @@ static size_t x_bytes(const struct linear *l) /* of one value */
 static const char *next_range(const struct linear *l, const struct gemm *g, int panel, int k)
 {
     const struct weight *w = l->w;
-    size_t panel_bytes = weight_panel_bytes(w->format, w->cols);
-    int next = panel + pool_threads(l->d->pool);
+    int next = panel % l->n_items + pool_threads(l->d->pool);
     if (k + 2 * g->k <= l->k1)
         return g->w + weight_k_bytes(w->format, g->k);
-    if (g->last && l->part_rows >= l->rows && next * PANEL < w->rows)
-        return (const char *)w->data + (size_t)next * panel_bytes;
-    return NULL;
+    if (k + g->k < l->k1)
+        return NULL;
+    if (l->act && l->act->gated && panel < l->n_items)
+        next = panel + l->n_items;
+    else if (next >= l->n_items)
+        return NULL;
+    return (const char *)w->data + (size_t)next * weight_panel_bytes(w->format, w->cols) +
+           weight_k_bytes(w->format, l->k0);
 }
 
 /* One panel's sums for g->rows rows; g->x: the rows' first values. */
