@@ -23,7 +23,8 @@ enum cpu_isa {
 enum cpu_isa cpu_isa_detect(void);
 /* Its part for AMX, in a file of its own: tests put emulated tiles in its place. */
 bool cpu_has_tiles(void);
-/* Cap the level: "ref" (plain C), "avx2", "avx512" or "amx". false: no such name, nothing changed. */
+/* Cap the level: "ref" (plain C), "avx2", "avx512" or "amx". false: no such name, nothing changed.
+ */
 bool cpu_isa_limit(const char *name);
 /* The level that a device created now would use. */
 enum cpu_isa cpu_isa_current(void);
