@@ -167,7 +167,12 @@ static void attention_row(struct bench *b, int n_seqs, int len, int q_len, enum 
                                   .causal = true};
     int per = (len + BLOCK - 1) / BLOCK;
     struct kv_layout lay = {.n_groups = 1, .block_size = BLOCK, .n_blocks = n_seqs * per};
-    struct batch_limits lim = {n_seqs * q_len, n_seqs, n_seqs * per, 1, 1, 1};
+    struct batch_limits lim = {.max_tokens = n_seqs * q_len,
+                               .max_seqs = n_seqs,
+                               .max_blocks = n_seqs * per,
+                               .max_samples = 1,
+                               .max_logits = 1,
+                               .n_groups = 1};
     struct batch *batch;
     need(batch_create(&batch, &lim, &err) == SL_OK, &err);
     need(b->ops->kv_create(b->d, &lay, a, LAYERS, kv, &err) == SL_OK, &err);
