@@ -201,6 +201,9 @@ const struct flag flag_table[] = {
      .shown = "auto"},
     {MODEL_ROW(FLAG_BOOL, "enforce-eager"), AT(engine.enforce_eager),
      .help = "No CUDA graphs: every kernel is launched by itself."},
+    {MODEL_ROW(FLAG_BOOL, "fast-nondeterministic"), AT(engine.fast_nondeterministic),
+     .help = "On a GPU: products may split their sums, which is faster for some shapes, and a "
+             "request's bits may depend on others."},
     {MODEL_ROW(FLAG_BOOL, "trust-remote-code"), .state = FLAG_NO_EFFECT, NOT_STORED,
      .help = "No model code is ever run."},
     {MODEL_ROW(FLAG_STRING, "tokenizer-mode"), .state = FLAG_LATER, NOT_STORED,

@@ -134,6 +134,8 @@ struct sl_config {
     int threads;             /* compute threads; 0: cores that the quota grants */
     bool skip_tokenizer_init;
     bool enforce_eager;
+    bool fast_nondeterministic; /* kernels that are faster but let a row's bits depend on the batch
+                                 */
     bool log_requests, log_outputs; /* --enable-log-requests, --enable-log-outputs */
     bool disable_log_stats;
     int max_log_len;        /* -1: no limit */

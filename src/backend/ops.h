@@ -138,6 +138,9 @@ struct ops {
     /* Bytes of the device's own memory. NULL: it computes in the host's. */
     SL_MUST_CHECK enum sl_status (*memory)(struct device *d, size_t *left, size_t *total,
                                            struct sl_err *err);
+    /* Before the first step: kernels may be chosen for speed alone, against the row contract. NULL:
+     * there are no others. */
+    void (*set_fast)(struct device *d);
     /* Whether this device can run weights of this dtype (--dtype auto asks). */
     bool (*supports)(struct device *d, enum sl_dtype dtype);
     SL_MUST_CHECK enum sl_status (*weight_prepare)(struct device *d, struct weight *out,

@@ -148,6 +148,10 @@ static enum sl_status open_device(struct sl_engine *e, struct sl_err *err)
         return st;
     e->ops = rc.ops;
     e->device = rc.device;
+    if (e->cfg.fast_nondeterministic && rc.ops->set_fast)
+        rc.ops->set_fast(rc.device);
+    else if (e->cfg.fast_nondeterministic)
+        log_warning("fast_nondeterministic changes nothing on device %s", rc.ops->name);
     log_info("Starting to load model %s...", e->cfg.model_name);
     int64_t start = clock_mono_ns();
     st = runner_create(&e->runner, &rc, err);

@@ -567,6 +567,11 @@ static void cuda_set_eager(struct device *d, bool eager)
     d->no_graphs = cuda_plain_launches = eager;
 }
 
+static void cuda_set_fast(struct device *d)
+{
+    d->fast = true;
+}
+
 static void cuda_expect(struct device *d, const struct draw_rows *rows)
 {
     d->draws = rows;
@@ -676,6 +681,7 @@ static const struct ops cuda_ops = {
     .expect = cuda_expect,
     .rows = cuda_rows,
     .set_eager = cuda_set_eager,
+    .set_fast = cuda_set_fast,
     .draw = cuda_draw,
     .launched = step_launched,
     .collect = step_collect,

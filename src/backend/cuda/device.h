@@ -66,6 +66,7 @@ struct device {
 
     /* products */
     cublasLtHandle_t lt;
+    bool fast; /* may split K */
     cudaEvent_t timer[2];
     void *workspace;
     struct gemm_choice choice[N_GEMM_CHOICES];

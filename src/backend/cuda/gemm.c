@@ -4,7 +4,8 @@
  * contract): once for each shape and power-of-two class of rows, the fastest of its heuristic's
  * first few, and kept. They are tried on the product that is asked for: the heuristic counts on
  * split K, and its order without may be ten times off. All of them give the same bits, so which one
- * wins cannot be seen but in time.
+ * wins cannot be seen but in time. --fast-nondeterministic takes those that split K too: then a
+ * row's bits depend on how many rows there are.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/device.h"
 
@@ -113,7 +114,7 @@ static enum sl_status choose(struct device *d, const struct layouts *of_class, i
     enum { N = 32 };
     cublasLtMatmulHeuristicResult_t found[N];
     cublasLtMatmulPreference_t want;
-    uint32_t no_split = CUBLASLT_REDUCTION_SCHEME_NONE;
+    uint32_t schemes = d->fast ? CUBLASLT_REDUCTION_SCHEME_MASK : CUBLASLT_REDUCTION_SCHEME_NONE;
     int n = 0, n_tried = 0;
     float best = 1e31f;
     cublasStatus_t s = cublasLtMatmulPreferenceCreate(&want);
@@ -121,15 +122,15 @@ static enum sl_status choose(struct device *d, const struct layouts *of_class, i
         return lt_check(s, "asking for kernels", err);
     cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                          &WORKSPACE_BYTES, sizeof WORKSPACE_BYTES);
-    cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-                                         &no_split, sizeof no_split);
+    cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes,
+                                         sizeof schemes);
     s = cublasLtMatmulAlgoGetHeuristic(d->lt, of_class->op, of_class->w, of_class->x, of_class->y,
                                        of_class->y, want, N, found, &n);
     cublasLtMatmulPreferenceDestroy(want);
     if (s != CUBLAS_STATUS_SUCCESS)
         return lt_check(s, "asking for kernels", err);
     for (int i = 0; i < n && n_tried < (m > 256 ? 4 : N); i++) {
-        if (found[i].state != CUBLAS_STATUS_SUCCESS || splits_k(&found[i].algo))
+        if (found[i].state != CUBLAS_STATUS_SUCCESS || (!d->fast && splits_k(&found[i].algo)))
             continue;
         float ms = try_out(d, l, &found[i].algo, y, w, x);
         if (ms < best) {
