@@ -9,7 +9,8 @@
 # Parts: check (the tests of tests/gpu), sanitize (compute-sanitizer over some of them), decode,
 # prefill, trace (requests of bench/traces/azure_conv.csv, all at once), fp8 (FP8 weights against
 # bf16), fixed (FP8 weights and KV, prompts and answers of fixed lengths, all at once; SHARE=0.3:
-# of as many as take a minute).
+# of as many as take a minute), models (a decode step of every shape in bench/configs at batch 1,
+# and the memory that it takes).
 # SPDX-License-Identifier: Apache-2.0
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,8 +27,8 @@ latency() {
 }
 
 part_check() {
-    for test in sample narrow fp8 pebble; do "$bin/gpu_$test"; done
-    "$bin/golden_api_pebble" cuda
+    for test in sample narrow fp8 pebble families; do "$bin/gpu_$test"; done
+    for test in api_pebble families encoders invariance; do "$bin/golden_$test" cuda; done
 }
 
 part_sanitize() {
@@ -89,6 +90,30 @@ part_fixed() {
 2048 128 1658
 2048 2048 357
 SHAPES
+}
+
+# What the card has in use while "$@" runs, at most, and has in all: MiB
+most_memory() {
+    while sleep 0.2; do
+        nvidia-smi --query-gpu=memory.used,memory.total --format=csv,noheader,nounits
+    done > "$raw/memory.txt" &
+    local watcher=$!
+    "$@"
+    kill $watcher
+    sort -n "$raw/memory.txt" | tail -1 > "$raw/most.txt"
+}
+
+part_models() {
+    [ -s "$raw/kernels.txt" ] || "$bin/gpu_kernels" | tee "$raw/kernels.txt"
+    for config in bench/configs/*/; do
+        model=$config
+        local short long
+        short=$(latency 1 1024 16)
+        most_memory latency 1 1024 80 > "$raw/long.txt"
+        long=$(cat "$raw/long.txt")
+        echo "model $(basename "$config") $short $long $(tr -d , < "$raw/most.txt")" |
+            tee -a "$raw/models.txt"
+    done
 }
 
 for part in "$@"; do "part_$part"; done

@@ -75,6 +75,44 @@ def step_rows(folder, top):
     return rows
 
 
+def step_bytes(name, context):
+    """What a decode step of bench/configs/`name` reads at batch 1, and whether it has experts."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    with open(os.path.join(here, "configs", name, "config.json"), encoding="utf-8") as f:
+        c = json.load(f)
+    hidden, heads = c["hidden_size"], c["num_attention_heads"]
+    head = c.get("head_dim", hidden // heads)
+    q, kv = heads * head, c["num_key_value_heads"] * head
+    ffn, router = c["intermediate_size"], 0
+    experts = c.get("num_experts", c.get("num_local_experts"))
+    if experts:
+        ffn = c["num_experts_per_tok"] * c.get("moe_intermediate_size", ffn)
+        router = experts * hidden
+    layers, weights = c["num_hidden_layers"], hidden * (2 * q + 2 * kv) + 3 * hidden * ffn + router
+    seen = [context] * layers
+    if c.get("sliding_window"):
+        every = 2 if c["model_type"] == "gemma2" else 1
+        seen = [min(context, c["sliding_window"]) if i % every == 0 else context
+                for i in range(layers)]
+    return 2 * (layers * weights + c["vocab_size"] * hidden + 2 * kv * sum(seen)), bool(experts)
+
+
+def model_rows(folder, top):
+    rows = []
+    for m in re.finditer(r"model (\S+) ([\d.e-]+) ([\d.e-]+) (\d+) (\d+)", read(folder, "models.txt")):
+        seconds = (float(m[3]) - float(m[2])) / 64
+        rows.append(row(f"{m[1]}: decode step, batch 1, context 1k", seconds * 1e3, None, "lower",
+                        "ms"))
+        rows.append(row(f"{m[1]}: memory in use, of the card's", 100 * float(m[4]) / float(m[5]),
+                        None, "lower", "%"))
+        if top:
+            n, experts = step_bytes(m[1], 1024 + 48)
+            rows.append(row(f"{m[1]}: decode step, share of its bytes' floor",
+                            100 * n / (top["copy_tb_s"] * 1e12) / seconds, 75 if experts else 85,
+                            "higher", "%"))
+    return rows
+
+
 def trace_rows(folder, top):
     text = read(folder, "throughput.txt")
     m = re.search(r"Throughput: ([\d.]+) requests/s, ([\d.]+) total tokens/s, ([\d.]+) output", text)
@@ -133,7 +171,7 @@ def main():
     result.update(machine=name or "unknown", commit=commit,
                   date=datetime.date.today().isoformat())
     new = kernel_rows(folder) + step_rows(folder, top) + trace_rows(folder, top)
-    new += fp8_rows(folder) + fixed_rows(folder)
+    new += fp8_rows(folder) + fixed_rows(folder) + model_rows(folder, top)
     for r in new:
         r["commit"] = commit
     names = {r["name"] for r in new}

@@ -40,6 +40,7 @@ struct weight {
     void *bias;    /* [rows] f32 or NULL */
     size_t bytes;  /* of data and scale: what a decode step reads */
     bool borrowed; /* data points into the mapped file */
+    bool in_stack; /* data belongs to the first weight of its stack */
 };
 
 /* How a checkpoint stores a tensor: parts are stacked by rows (q, k, v -> one matrix). */
@@ -55,6 +56,9 @@ struct weight_source {
         const void *bias; /* [rows] of the same dtype, or NULL */
     } part[4];
     int cols;
+    /* The weight is number stack_at of stack_n alike, prepared in order into an array: a device may
+     * lay their data end to end. 0: not of a stack. */
+    int stack_at, stack_n;
 };
 
 enum act_kind { ACT_SILU, ACT_GELU, ACT_GELU_TANH, ACT_RELU, ACT_RELU2 };
@@ -117,20 +121,11 @@ struct moe {
 
 struct device; /* private to ref/, cpu/, cuda/ */
 
-/* What not every device has yet; the runner refuses a model that needs more. */
-enum ops_feature {
-    OPS_QK_NORM_KINDS = 1, /* other than QK_NORM_HEAD */
-    OPS_NO_NORM = 2,       /* add_norm with x and without norm */
-    OPS_MOE = 4,
-    OPS_ENCODER = 8, /* embed_types and residual */
-    OPS_FP8 = 16     /* W_FP8 weights */
-};
-
 struct ops {
     const char *name;
     size_t act_bytes;
-    unsigned features; /* enum ops_feature, or-ed */
-    int head_dim_max;  /* of attention; sizes are multiples of 8. 0: any */
+    int head_dim_max; /* of attention; sizes are multiples of 8. 0: any */
+    bool fp8_weights; /* weight_prepare takes W_FP8 */
 
     /* Memory. Buffers are zeroed, 64-byte aligned; named for error messages. */
     void *(*alloc)(struct device *d, size_t bytes, const char *name, struct sl_err *err);

@@ -305,7 +305,7 @@ static enum wformat plain_format(const struct load *l)
 /* Whether the checkpoint is FP8 and stays so; a device without FP8 gets its weights widened. */
 static bool keeps_codes(const struct load *l)
 {
-    return l->req->spec->quantized && (l->req->ops->features & OPS_FP8);
+    return l->req->spec->quantized && l->req->ops->fp8_weights;
 }
 
 /* A weight of an FP8 checkpoint is what its tensors are. Made-up ones: layers are FP8. */
@@ -350,7 +350,7 @@ static enum sl_status check_quantization(const struct load *l)
     if (strcmp(q, "int8") && strcmp(q, "int4") && strcmp(q, "fp8"))
         return SL_FAIL_PARAM(l->err, SL_EINVAL, "quantization",
                              "quantization '%.32s' is not known; known are: int8, int4, fp8", q);
-    if (!strcmp(q, "fp8") && !(l->req->ops->features & OPS_FP8))
+    if (!strcmp(q, "fp8") && !l->req->ops->fp8_weights)
         return SL_FAIL_PARAM(l->err, SL_ENOSUPPORT, "quantization",
                              "device %s has no FP8 products; it has int8 and int4 weights",
                              l->req->ops->name);
@@ -386,6 +386,8 @@ static enum sl_status stage_matrix(const struct load *l, struct staging *s,
     struct weight_source *src = &s->src;
     src->dtype = common_dtype(l, t, n);
     src->cols = t->cols;
+    src->stack_at = t->index;
+    src->stack_n = t->row->times == PER_EXPERT ? l->req->spec->n_experts : 0;
     for (int i = 0; i < n; i++) {
         int part = t[i].row->part;
         const void **to = t[i].row->bias ? &src->part[part].bias : &src->part[part].data;

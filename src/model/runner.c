@@ -377,25 +377,15 @@ static const struct backend_ops runner_ops = {.submit = runner_submit,
                                               .now_ns = runner_now,
                                               .destroy = runner_destroy};
 
-static enum sl_status check_features(const struct runner_config *cfg, struct sl_err *err)
+static enum sl_status check_heads(const struct runner_config *cfg, struct sl_err *err)
 {
-    const struct model_spec *s = cfg->spec;
-    unsigned needs = 0;
-    needs |= s->has_qk_norm && s->qk_norm != QK_NORM_HEAD ? OPS_QK_NORM_KINDS : 0;
-    needs |= s->no_pre_norm ? OPS_NO_NORM : 0;
-    needs |= s->n_experts ? OPS_MOE : 0;
-    needs |= s->post_norm || s->embed_width ? OPS_ENCODER : 0;
-    needs |= s->no_final_norm || s->embed_width ? OPS_NO_NORM : 0;
-    int head_max = cfg->ops->head_dim_max;
-    if (head_max && s->head_dim > head_max)
-        return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "device",
-                             "%s: its attention heads have %d values; device %s takes multiples "
-                             "of 8 up to %d",
-                             s->architecture, s->head_dim, cfg->ops->name, head_max);
-    if (needs & ~cfg->ops->features)
-        return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "device", "%s does not run on device %s yet",
-                             s->architecture, cfg->ops->name);
-    return SL_OK;
+    int most = cfg->ops->head_dim_max, n = cfg->spec->head_dim;
+    if (!most || n <= most)
+        return SL_OK;
+    return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "device",
+                         "%s: its attention heads have %d values; device %s takes multiples "
+                         "of 8 up to %d",
+                         cfg->spec->architecture, n, cfg->ops->name, most);
 }
 
 static enum sl_dtype choose_dtype(const struct runner_config *cfg)
@@ -498,7 +488,7 @@ enum sl_status runner_create(struct runner **out, const struct runner_config *cf
         st = SL_FAIL_PARAM(err, SL_ENOSUPPORT, "dtype", "device %s does not run this dtype",
                            cfg->ops->name);
     if (st == SL_OK)
-        st = check_features(cfg, err);
+        st = check_heads(cfg, err);
     if (st == SL_OK)
         st = choose_kv_format(cfg->kv_cache_dtype, dtype, &r->kv_format, err);
     if (st == SL_OK)

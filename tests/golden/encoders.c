@@ -1,6 +1,7 @@
 /* Encoders, embeddings and classification heads against transformers: the tiny checkpoints in
  * tests/golden/encoders (made by make.py there), through the engine, on each device, the CPU at
  * each of its levels; and the same bits alone or in a batch, on one thread or two.
+ * `golden_encoders cuda`: on a GPU.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/isa.h"
 #include "model/safetensors.h"
@@ -258,7 +259,7 @@ static void cpu_bf16(void **state)
 }
 
 /* The same bits alone, with others, and on another number of threads. */
-static void same_bits(void)
+static void same_bits(enum sl_device device)
 {
     for (int i = 0; i < N_NAMES; i++) {
         struct golden g;
@@ -267,7 +268,7 @@ static void same_bits(void)
         read_golden(&g, names[i]);
         enum sl_pool_task task = g.classifies ? SL_POOL_CLASSIFY : SL_POOL_EMBED;
         int n = strcmp(names[i], "bert-mean") ? g.n : g.n - 1;
-        struct sl_engine *e = open_engine(names[i], SL_DEVICE_CPU, SL_DTYPE_AUTO, 1);
+        struct sl_engine *e = open_engine(names[i], device, SL_DTYPE_AUTO, 1);
         for (int k = 0; k < n; k++) {
             struct sl_request *r = submit(e, g.p[k].tokens, g.p[k].n, g.p[k].n_first, task, -1);
             const float *v = result(r, &rows, &cols);
@@ -275,7 +276,7 @@ static void same_bits(void)
             sl_request_release(&r);
         }
         sl_engine_destroy(&e);
-        e = open_engine(names[i], SL_DEVICE_CPU, SL_DTYPE_AUTO, 2);
+        e = open_engine(names[i], device, SL_DTYPE_AUTO, 2);
         struct sl_request *r[3 * MAX_PROMPTS];
         for (int k = 0; k < 3 * n; k++) {
             const struct prompt *p = &g.p[k % n];
@@ -297,14 +298,30 @@ static void invariance(void **state)
     (void)state;
     for (enum cpu_isa isa = ISA_PLAIN; isa <= cpu_isa_detect(); isa++) {
         assert_true(cpu_isa_limit(cpu_isa_name(isa)));
-        same_bits();
+        same_bits(SL_DEVICE_CPU);
     }
 }
 
-int main(void)
+static void cuda_bf16(void **state)
+{
+    (void)state;
+    run_way(SL_DEVICE_CUDA, SL_DTYPE_BF16, drive_bf16_bound(3, HIDDEN));
+}
+
+static void cuda_invariance(void **state)
+{
+    (void)state;
+    same_bits(SL_DEVICE_CUDA);
+}
+
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(ref_f32), cmocka_unit_test(cpu_f32),
                                        cmocka_unit_test(cpu_bf16), cmocka_unit_test(invariance)};
+    const struct CMUnitTest on_gpu[] = {cmocka_unit_test(cuda_bf16),
+                                        cmocka_unit_test(cuda_invariance)};
     sl_log_set_level(SL_LOG_WARNING);
+    if (argc > 1 && !strcmp(argv[1], "cuda"))
+        return cmocka_run_group_tests(on_gpu, NULL, NULL);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,7 +2,8 @@
  * in chunks, token by token, beside others, and on one thread or two.
  *
  * Windowed layers, q and k norms and biases are in it through dummy weights of Qwen3 and Qwen2
- * shape. SPDX-License-Identifier: Apache-2.0 */
+ * shape. `golden_invariance cuda`: on a GPU.
+ * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/isa.h"
 #include "base/mem.h"
 #include "support/golden.h"
@@ -184,12 +185,47 @@ static const char biased[] =
     "\"num_hidden_layers\":2,\"num_attention_heads\":3,\"num_key_value_heads\":3,\"head_dim\":32,"
     "\"vocab_size\":500,\"tie_word_embeddings\":false}";
 
+/* Many experts with few rows each, and so many rows that the products go another way. */
+static const char experts[] =
+    "{\"architectures\":[\"Qwen3MoeForCausalLM\"],\"hidden_size\":192,\"intermediate_size\":200,"
+    "\"moe_intermediate_size\":104,\"num_experts\":20,\"num_experts_per_tok\":4,"
+    "\"norm_topk_prob\":true,\"num_hidden_layers\":2,\"num_attention_heads\":6,"
+    "\"num_key_value_heads\":2,\"head_dim\":32,\"vocab_size\":500}";
+
 static void reference(void **state)
 {
     (void)state;
     check(&(struct subject){"ref", SL_DTYPE_F32, NULL, NULL, 24, 160, NULL, NULL});
     check(&(struct subject){"ref", SL_DTYPE_BF16, NULL, windowed, 40, 160, NULL, NULL});
     check(&(struct subject){"ref", SL_DTYPE_BF16, "fp8", windowed, 40, 160, NULL, "fp8"});
+}
+
+/* One checkpoint of each kind. */
+static const char *const kinds[] = {"mixtral", "qwen2-moe",         "falcon-rw", "gpt2",
+                                    "gemma2",  "stablelm-parallel", "olmo2",     "neox"};
+
+static void check_kinds(const char *device, enum sl_dtype dtype)
+{
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        char model[64];
+        snprintf(model, sizeof model, "tests/golden/families/%s", kinds[i]);
+        check(&(struct subject){device, dtype, NULL, NULL, 100, 256, model, NULL});
+        print_message("%s: the same bits\n", kinds[i]);
+    }
+}
+
+static void cuda(void **state)
+{
+    (void)state;
+    check(&(struct subject){"cuda", SL_DTYPE_BF16, NULL, windowed, 300, 512, NULL, NULL});
+    check(&(struct subject){"cuda", SL_DTYPE_BF16, NULL, biased, 300, 512, NULL, NULL});
+    check(&(struct subject){"cuda", SL_DTYPE_BF16, NULL, experts, 500, 640, NULL, NULL});
+    check_kinds("cuda", SL_DTYPE_BF16);
+    static const char two_layers[] = "{\"num_hidden_layers\":2,\"vocab_size\":500}";
+    check(&(struct subject){"cuda", SL_DTYPE_BF16, NULL, two_layers, 530, 640,
+                            "bench/configs/qwen3-30b-a3b", NULL});
+    check(&(struct subject){"cuda", SL_DTYPE_BF16, NULL, two_layers, 300, 512,
+                            "bench/configs/mixtral-8x7b", NULL});
 }
 
 static void cpu(void **state)
@@ -206,9 +242,8 @@ static void cpu(void **state)
         {"cpu", SL_DTYPE_F32, NULL, windowed, 300, 512, NULL, NULL},
         {"cpu", SL_DTYPE_BF16, NULL, windowed, 300, 512, NULL, NULL},
         {"cpu", SL_DTYPE_BF16, NULL, biased, 300, 512, NULL, NULL},
+        {"cpu", SL_DTYPE_BF16, NULL, experts, 300, 512, NULL, NULL},
     };
-    static const char *const kinds[] = {"mixtral", "qwen2-moe",         "falcon-rw", "gpt2",
-                                        "gemma2",  "stablelm-parallel", "olmo2",     "neox"};
     EACH_ISA(isa, ISA_PLAIN)
     {
         assert_true(cpu_isa_limit(cpu_isa_name(isa)));
@@ -218,17 +253,16 @@ static void cpu(void **state)
                 continue; /* a whole pebble is slow there; its loops are the same for every row */
             check(&s);
         }
-        for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
-            char model[64];
-            snprintf(model, sizeof model, "tests/golden/families/%s", kinds[i]);
-            check(&(struct subject){"cpu", SL_DTYPE_F32, NULL, NULL, 100, 256, model, NULL});
-            check(&(struct subject){"cpu", SL_DTYPE_BF16, NULL, NULL, 100, 256, model, NULL});
-        }
+        check_kinds("cpu", SL_DTYPE_F32);
+        check_kinds("cpu", SL_DTYPE_BF16);
     }
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(reference), cmocka_unit_test(cpu)};
+    const struct CMUnitTest on_gpu[] = {cmocka_unit_test(cuda)};
+    if (argc > 1 && !strcmp(argv[1], "cuda"))
+        return cmocka_run_group_tests(on_gpu, NULL, NULL);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

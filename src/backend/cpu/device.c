@@ -153,7 +153,6 @@ static void dev_moe(struct device *d, void *out, const void *x, const struct moe
 static const struct ops cpu_ops = {
     .name = "cpu",
     .act_bytes = sizeof(float),
-    .features = OPS_QK_NORM_KINDS | OPS_NO_NORM | OPS_MOE | OPS_ENCODER,
     .head_dim_max = HEAD_DIM_MAX,
     .alloc = dev_alloc,
     .free = dev_free,

@@ -42,7 +42,7 @@ enum { TABLE_DEPTH = 4, TOKEN_NONE = -2 };
  * token[r] < 0: the one that was drawn for row ~token[r] of the table at pos[r]. slot[r] < 0: row r
  * is padding, nothing is written for it. */
 struct step_arrays {
-    const int32_t *token, *pos, *q_start, *kv_len, *logit_row;
+    const int32_t *token, *pos, *token_type, *q_start, *kv_len, *logit_row;
     const int32_t *table; /* [max_seqs][TABLE_DEPTH] */
     int32_t *seen;        /* the token at every KV slot of the group that keeps them, or NULL */
     const int32_t *seen_slot;
@@ -96,6 +96,11 @@ int cuda_find_kernels(void);
 void launch_embed(cuda_stream s, float *h, const void *table, const float *row_scale,
                   const struct step_arrays *a, int n, float scale, const void *pos_table,
                   int pos_offset);
+/* h += the row of `types` that each token's type names. */
+void launch_embed_types(cuda_stream s, float *h, const void *types, const struct step_arrays *a,
+                        int n);
+/* h = x, bf16. */
+void launch_residual(cuda_stream s, float *h, const void *x, size_t n);
 /* n bf16 within +- width, those that model/dummy.c makes of `key`. */
 void launch_make_up(cuda_stream s, void *out, size_t n, uint64_t key, float width);
 /* coded: where x goes as e4m3 too, or NULL; then n % 8 == 0. */
@@ -180,6 +185,41 @@ struct narrow_args {
 };
 /* false: the tensor maps were refused. */
 bool launch_narrow(cuda_stream s, const struct narrow_args *a, int n_sms);
+
+/* ---- moe.cu ---------------------------------------------------------------------------------- */
+enum { MOE_EXPERTS_MAX = 512 };
+/* A pair is a row and one of its experts; pairs are in order of expert. */
+struct moe_args {
+    int rows, top_k, n_experts, hidden, ffn, act;
+    bool renormalize;
+    const int32_t *slot;        /* [rows], negative: padding */
+    const float *logits;        /* [rows, n_experts], of the router */
+    const float *forced;        /* as struct moe's */
+    const void *x;              /* [rows, hidden] bf16 */
+    const void *gate_up, *down; /* [n_experts][2 ffn, hidden], [n_experts][hidden, ffn] bf16 */
+    /* made by routing */
+    int tile_rows;    /* pairs in a tile, at most: moe_tile_rows() */
+    int32_t *expert;  /* [rows, top_k] ascending, -1: none */
+    float *weight;    /* [rows, top_k] */
+    int32_t *pair_of; /* [rows, top_k] */
+    int32_t *row_of;  /* [pairs] */
+    int32_t *tile;    /* [n_tiles][4]: expert, first pair, pairs, 0 */
+    int32_t *n_tiles;
+    /* made by the products */
+    void *mid, *sub; /* [pairs, ffn], [pairs, hidden] bf16 */
+    /* the expert that all visit: its output, NULL: none; its gate's weights, NULL: 1 */
+    const void *shared, *shared_gate;
+    float *shared_weight; /* [rows] */
+    /* The sum goes to out as bf16, or residual += add_scale times it. */
+    void *out;
+    float *residual;
+    float add_scale;
+};
+/* large_shared: a multiprocessor has the shared memory of Hopper. */
+int moe_tile_rows(int rows, int top_k, int n_experts, bool large_shared);
+void launch_moe_route(cuda_stream s, const struct moe_args *a);
+void launch_moe_gate_up(cuda_stream s, const struct moe_args *a, int n_sms);
+void launch_moe_down(cuda_stream s, const struct moe_args *a, int n_sms); /* and the sum */
 
 /* ---- sample.cu ------------------------------------------------------------------------------ */
 struct draw_args {

@@ -142,7 +142,8 @@ static enum sl_status upload(struct device *d, void *to, const void *from, enum 
 
 static void cuda_weight_release(struct device *d, struct weight *w)
 {
-    cuda_free(d, w->data);
+    if (!w->in_stack)
+        cuda_free(d, w->data);
     cuda_free(d, w->scale);
     cuda_free(d, w->bias);
     *w = (struct weight){0};
@@ -161,9 +162,12 @@ static enum sl_status upload_bias(struct device *d, struct weight *w,
     for (int i = 0; i < src->n_parts; row += src->part[i++].rows)
         for (int r = 0; src->part[i].bias && r < src->part[i].rows; r++)
             bias[row + r] = get(src->part[i].bias, src->dtype, (size_t)r);
-    enum sl_status st = cuda_check(
-        cudaMemcpy(w->bias, bias, (size_t)w->rows * sizeof *bias, cudaMemcpyHostToDevice),
-        "bias upload", err);
+    /* On the stream that cuda_alloc clears on: the default one is not in order with it. */
+    enum sl_status st = cuda_check(cudaMemcpyAsync(w->bias, bias, (size_t)w->rows * sizeof *bias,
+                                                   cudaMemcpyHostToDevice, d->stream),
+                                   "bias upload", err);
+    if (st == SL_OK)
+        st = cuda_check(cudaStreamSynchronize(d->stream), "bias upload", err);
     mem_free(bias);
     return st;
 }
@@ -221,7 +225,7 @@ static enum sl_status take_parts(struct device *d, const struct weight *w,
     return st;
 }
 
-/* bf16, or FP8 where rows are of a length that products take. */
+/* bf16, or FP8 where rows are of a length that products take; experts stay bf16. */
 static enum sl_status check_format(const struct weight_source *src, enum wformat *format,
                                    const char *name, struct sl_err *err)
 {
@@ -230,14 +234,36 @@ static enum sl_status check_format(const struct weight_source *src, enum wformat
     if (*format != W_FP8)
         return SL_FAIL_PARAM(err, SL_ENOSUPPORT, "quantization",
                              "the CUDA device has bfloat16 and fp8 weights only");
-    if (src->cols % 16 == 0)
+    if (src->cols % 16 == 0 && !src->stack_n)
         return SL_OK;
     *format = W_BF16;
     if (!src->part[0].scale)
         return SL_OK;
+    if (src->stack_n)
+        return SL_FAIL(err, SL_ENOSUPPORT, "tensor '%s' is F8_E4M3: experts on CUDA are bfloat16",
+                       name);
     return SL_FAIL(err, SL_ENOSUPPORT,
                    "tensor '%s' is F8_E4M3 in rows of %d values: CUDA takes multiples of 16", name,
                    src->cols);
+}
+
+/* Memory of weight `out`. Those of a stack lie one after the other, in the first one's. */
+static enum sl_status weight_memory(struct device *d, const struct weight *out, struct weight *w,
+                                    const struct weight_source *src, const char *name,
+                                    struct sl_err *err)
+{
+    size_t n = src->stack_n ? (size_t)src->stack_n : 1, at = (size_t)src->stack_at;
+    w->in_stack = at > 0;
+    if (w->in_stack) {
+        w->data = (char *)(out - at)->data + at * w->bytes;
+        return SL_OK;
+    }
+    if (src->stack_n && (w->cols % 8 || src->stack_n > MOE_EXPERTS_MAX))
+        return SL_FAIL(err, SL_ENOSUPPORT,
+                       "%s: CUDA takes at most %d experts, of multiples of 8 columns", name,
+                       MOE_EXPERTS_MAX);
+    w->data = cuda_alloc(d, n * w->bytes, name, err);
+    return w->data ? SL_OK : SL_ENOMEM;
 }
 
 static enum sl_status cuda_weight_prepare(struct device *d, struct weight *out,
@@ -254,13 +280,14 @@ static enum sl_status cuda_weight_prepare(struct device *d, struct weight *out,
         has_bias = has_bias || src->part[i].bias;
     }
     w.bytes = (size_t)w.rows * (size_t)w.cols * (format == W_FP8 ? 1 : 2);
-    w.data = cuda_alloc(d, w.bytes, name, err);
-    if (format == W_FP8) {
+    st = weight_memory(d, out, &w, src, name, err);
+    if (st == SL_OK && format == W_FP8) {
         w.scale = cuda_alloc(d, (size_t)w.rows * sizeof(float), name, err);
         w.bytes += (size_t)w.rows * sizeof(float);
         d->fp8_cols = w.cols > d->fp8_cols ? w.cols : d->fp8_cols;
     }
-    st = w.data && (format != W_FP8 || w.scale) ? SL_OK : SL_ENOMEM;
+    if (st == SL_OK && format == W_FP8 && !w.scale)
+        st = SL_ENOMEM;
     if (st == SL_OK)
         st = take_parts(d, &w, src, err);
     if (st == SL_OK && has_bias)
@@ -411,6 +438,19 @@ static void cuda_embed(struct device *d, float *h, const struct weight *e, float
     launch_embed(d->stream, h, e ? e->data : NULL, e ? e->scale : NULL, &d->arrays[0],
                  (e ? e : p)->cols, scale, p ? p->data : NULL, pos_offset);
     cuda_note(d, "embed");
+}
+
+static void cuda_embed_types(struct device *d, float *h, const struct weight *types)
+{
+    launch_embed_types(d->stream, h, types->data, &d->arrays[0], types->cols);
+    cuda_note(d, "embed_types");
+}
+
+static void cuda_residual(struct device *d, float *h, const void *x, int rows, int n)
+{
+    fuse_flush(d);
+    launch_residual(d->stream, h, x, (size_t)rows * (size_t)n);
+    cuda_note(d, "residual");
 }
 
 static void cuda_norm(struct device *d, void *y, const void *x, const struct norm *norm, int rows,
@@ -653,7 +693,7 @@ static const struct ops cuda_ops = {
     .memory = cuda_memory,
     .name = "cuda",
     .act_bytes = 2,
-    .features = OPS_QK_NORM_KINDS | OPS_NO_NORM | OPS_FP8,
+    .fp8_weights = true,
     .head_dim_max = 256,
     .alloc = cuda_alloc,
     .free = cuda_free,
@@ -666,12 +706,16 @@ static const struct ops cuda_ops = {
     .begin = step_begin,
     .end = step_end,
     .embed = cuda_embed,
+    .embed_types = cuda_embed_types,
+    .residual = cuda_residual,
     .add_norm = fuse_add_norm,
     .norm = cuda_norm,
     .linear = fuse_linear,
     .qkv_rope_cache = cuda_qkv_rope_cache,
     .attention = cuda_attention,
     .act = fuse_act,
+    .moe = cuda_moe,
+    .moe_bytes = cuda_moe_bytes,
     .logits = cuda_logits,
     .fetch = cuda_fetch,
     .depth = CUDA_DEPTH,

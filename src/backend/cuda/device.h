@@ -15,11 +15,12 @@ enum { STAGING_BYTES = 16 << 20, N_GEMM_CHOICES = 1024, CUDA_DEPTH = 2 };
 
 /* A launch that waits for the next op, which may become part of it (fuse.c). */
 struct held {
-    enum { HELD_NOTHING, HELD_NORM, HELD_LINEAR } kind;
+    enum { HELD_NOTHING, HELD_NORM, HELD_LINEAR, HELD_EXPERTS } kind;
     const void *add; /* HELD_NORM: what h has not had yet, or NULL; and whether there is a norm */
     float add_scale;
     bool plain;
     struct narrow_args a; /* HELD_NORM: h, norm and x_out, m, cols */
+    struct moe_args moe;  /* HELD_EXPERTS: their last product and the sum */
 };
 
 /* One of the steps that may be in flight: pinned memory, reused when the step was collected. */
@@ -154,6 +155,8 @@ void fuse_flush(struct device *d); /* before anything else is launched */
 void fuse_add_norm(struct device *d, void *x, float *h, const void *add, float add_scale,
                    const struct norm *norm, int rows, int n);
 void fuse_linear(struct device *d, void *y, const struct weight *w, const void *x, int rows);
+/* y: f32 [rows, w->rows]; nothing follows that could be part of it. */
+void fuse_linear_f32(struct device *d, float *y, const struct weight *w, const void *x, int rows);
 void fuse_act(struct device *d, void *y, const void *x, enum act_kind kind, bool gated, int rows,
               int n);
 bool narrow_takes(const struct device *d, const struct weight *w, int m);
@@ -162,6 +165,11 @@ struct norm_args norm_args(const struct norm *n); /* device.c */
 /* y[rows, w->rows], as bf16 or f32, of W_FP8 weights and x as bf16; bias is left to the caller. */
 void fuse_fp8(struct device *d, void *y, bool out_f32, const struct weight *w, const void *x,
               int rows);
+
+/* moe.c */
+size_t cuda_moe_bytes(const struct moe *m, int hidden, int rows);
+void cuda_moe(struct device *d, void *out, const void *x, const struct moe *m, int rows,
+              void *scratch);
 
 /* gemm.c */
 enum sl_status gemm_init(struct device *d, struct sl_err *err);

@@ -53,6 +53,37 @@ extern "C" void launch_embed(cuda_stream s, float *h, const void *table, const f
                  scale, (const bf16 *)pos_table, pos_offset);
 }
 
+/* One block a row. */
+__global__ void embed_types_kernel(float *h, const bf16 *types, struct step_arrays a, int n)
+{
+    begin();
+    const size_t r = blockIdx.x;
+    const bf16 *row = types + (size_t)a.token_type[r] * n;
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        h[r * n + i] += to_f(row[i]);
+}
+
+extern "C" void launch_embed_types(cuda_stream s, float *h, const void *types,
+                                   const struct step_arrays *a, int n)
+{
+    launch_after(s, embed_types_kernel, dim3(a->n_tokens), dim3(THREADS), 0, h, (const bf16 *)types,
+                 *a, n);
+}
+
+__global__ void residual_kernel(float *h, const bf16 *x, size_t n)
+{
+    begin();
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n)
+        h[i] = to_f(x[i]);
+}
+
+extern "C" void launch_residual(cuda_stream s, float *h, const void *x, size_t n)
+{
+    launch_after(s, residual_kernel, dim3(blocks_for(n, THREADS)), dim3(THREADS), 0, h,
+                 (const bf16 *)x, n);
+}
+
 /* Four values a thread, out of one 64-bit word. */
 __global__ void make_up_kernel(bf16 *out, size_t n, uint64_t key, float unit)
 {

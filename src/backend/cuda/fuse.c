@@ -3,8 +3,9 @@
  * The forward pass asks for one op after the other. With few rows each is a microsecond or two of
  * work, and a launch costs as much; so a norm or a narrow product is held back until the next op is
  * known. norm + product: the product norms its own input, or the norm writes e4m3 for an FP8
- * product, at any number of rows. product + residual addition, product +
- * gated activation: the product does it as it writes. Anything else launches what is held first.
+ * product, at any number of rows. product + residual addition, product + gated activation: the
+ * product does it as it writes, and so does a mixture of experts with the residual. Anything else
+ * launches what is held first.
  * Bits are the same either way (narrow.cu).
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/device.h"
@@ -36,12 +37,22 @@ static void run_norm(struct device *d, const struct coded *coded)
     cuda_note(d, "add_norm");
 }
 
+static void run_experts(struct device *d)
+{
+    struct moe_args a = d->held.moe;
+    d->held.kind = HELD_NOTHING;
+    launch_moe_down(d->stream, &a, d->n_sms);
+    cuda_note(d, "the experts' second products");
+}
+
 void fuse_flush(struct device *d)
 {
     struct held *held = &d->held;
     struct narrow_args a = held->a;
     if (held->kind == HELD_LINEAR)
         run_narrow(d, &a);
+    if (held->kind == HELD_EXPERTS)
+        run_experts(d);
     if (held->kind == HELD_NORM)
         run_norm(d, NULL);
 }
@@ -68,9 +79,40 @@ static bool narrow_norms(const struct held *h, const void *x)
            h->a.m <= NARROW_NORM_MAX;
 }
 
+/* The norm that is held becomes the product's, if it makes x. */
+static void take_norm(struct device *d, struct narrow_args *a)
+{
+    const struct held *held = &d->held;
+    if (narrow_norms(held, a->x)) {
+        a->h = held->a.h;
+        a->x_out = held->a.x_out;
+        a->norm = held->a.norm;
+    } else {
+        fuse_flush(d);
+    }
+}
+
+void fuse_linear_f32(struct device *d, float *y, const struct weight *w, const void *x, int rows)
+{
+    struct narrow_args a = {.w = w->data,
+                            .rows = w->rows,
+                            .cols = w->cols,
+                            .x = x,
+                            .m = rows,
+                            .y = y,
+                            .out_f32 = true,
+                            .scale = 1};
+    if (narrow_takes(d, w, rows)) {
+        take_norm(d, &a);
+        run_narrow(d, &a);
+        return;
+    }
+    fuse_flush(d);
+    gemm_run(d, y, true, w, x, rows);
+}
+
 void fuse_linear(struct device *d, void *y, const struct weight *w, const void *x, int rows)
 {
-    struct held *held = &d->held;
     if (!narrow_takes(d, w, rows)) {
         if (w->format == W_FP8) {
             fuse_fp8(d, y, false, w, x, rows);
@@ -86,14 +128,8 @@ void fuse_linear(struct device *d, void *y, const struct weight *w, const void *
     }
     struct narrow_args a = {
         .w = w->data, .rows = w->rows, .cols = w->cols, .x = x, .m = rows, .bias = w->bias, .y = y};
-    if (narrow_norms(held, x)) {
-        a.h = held->a.h;
-        a.x_out = held->a.x_out;
-        a.norm = held->a.norm;
-    } else {
-        fuse_flush(d);
-    }
-    *held = (struct held){.kind = HELD_LINEAR, .a = a};
+    take_norm(d, &a);
+    d->held = (struct held){.kind = HELD_LINEAR, .a = a};
 }
 
 void fuse_add_norm(struct device *d, void *x, float *h, const void *add, float add_scale,
@@ -106,6 +142,12 @@ void fuse_add_norm(struct device *d, void *x, float *h, const void *add, float a
         a.residual = h;
         a.add_scale = add_scale;
         run_narrow(d, &a);
+        add = NULL;
+    }
+    if (held->kind == HELD_EXPERTS && add && held->moe.out == add) {
+        held->moe.residual = h;
+        held->moe.add_scale = add_scale;
+        run_experts(d);
         add = NULL;
     }
     fuse_flush(d);

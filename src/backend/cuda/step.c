@@ -44,7 +44,7 @@ static size_t upload_words(const struct batch_limits *l)
     size_t plan =
         seqs + 4 * (size_t)l->max_blocks + 4 * seqs + 2 * tokens; /* parts, pairs, tiles */
     size_t copies = KV_COPY_WORDS * (size_t)l->max_copies;
-    size_t arrays = 2 * tokens + 2 * seqs + (size_t)l->max_logits;
+    size_t arrays = 3 * tokens + 2 * seqs + (size_t)l->max_logits;
     size_t rows = (size_t)l->max_samples * (sizeof(struct draw_row) / sizeof(int32_t));
     size_t words = (size_t)l->max_samples * DRAW_WORDS_MAX;
     return arrays + rows + words + (size_t)l->n_groups * (per_group + plan + copies + 64) + 64;
@@ -292,6 +292,7 @@ static void place_arrays(struct device *d, int slot)
     header[0] = slot;
     a.token = place_tokens(d);
     a.pos = place_padded(d, b->pos, b->n_tokens, n->tokens, 0);
+    a.token_type = place_padded(d, b->token_type, b->n_tokens, n->tokens, 0);
     a.q_start = place_counting(d, b->q_start, b->n_seqs + 1, n->seqs + 1);
     a.kv_len = place_padded(d, b->kv_len, b->n_seqs, n->seqs, 0);
     a.logit_row = place_counting(d, b->logit_row, b->n_logits, n->logits);

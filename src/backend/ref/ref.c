@@ -339,7 +339,7 @@ static void ref_moe(struct device *d, void *out, const void *x, const struct moe
 static const struct ops ref_ops = {
     .name = "ref",
     .act_bytes = sizeof(float),
-    .features = OPS_QK_NORM_KINDS | OPS_NO_NORM | OPS_MOE | OPS_ENCODER | OPS_FP8,
+    .fp8_weights = true,
     .alloc = ref_alloc,
     .free = ref_free,
     .supports = ref_supports,
