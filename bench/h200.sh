@@ -6,11 +6,18 @@
 #     BIN=DIR bench/h200.sh decode                 binaries built elsewhere
 #     OUT=FILE bench/h200.sh decode                rows go there
 #
-# Parts: check (the tests of tests/gpu), sanitize (compute-sanitizer over some of them), decode,
-# prefill, trace (requests of bench/traces/azure_conv.csv, all at once), fp8 (FP8 weights against
-# bf16), fixed (FP8 weights and KV, prompts and answers of fixed lengths, all at once; SHARE=0.3:
-# of as many as take a minute), models (a decode step of every shape in bench/configs at batch 1,
-# and the memory that it takes).
+# check     the tests of tests/gpu                 sanitize  compute-sanitizer over some of them
+# soak      20,000 requests that drive each other out of memory
+# decode, prefill                                  fast      both with --fast-nondeterministic
+# trace     requests of bench/traces/azure_conv.csv, all at once
+# peer      the first 256 of them, here and through transformers (PEER_SECONDS=60 of it)
+# serve     the same trace at several rates of arrival, up to 95 % of what `trace` found
+# fp8       FP8 weights against bf16
+# fixed     FP8 weights and KV, prompts and answers of fixed lengths, all at once (SHARE=0.3: of as
+#           many as take a minute)
+# start     from nothing to ready                  models    a decode step of every
+#           shape in bench/configs at batch 1, and the memory that it takes
+# swap      preempted requests computed again, or copied to host memory and back
 # SPDX-License-Identifier: Apache-2.0
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,10 +25,12 @@ bin=${BIN:-build} out=${OUT:-bench/results/h200.json} model=bench/configs/llama-
 raw=$(mktemp -d)
 trap 'rm -rf "$raw"' EXIT
 
+dummy=(--load-format dummy --device cuda --skip-tokenizer-init)
+
 # latency BATCH INPUT OUTPUT FLAG...: seconds of one batch, start to end
 latency() {
-    "$bin/sluice" bench latency "$model" --load-format dummy --device cuda --skip-tokenizer-init \
-        --batch-size "$1" --input-len "$2" --output-len "$3" --num-iters-warmup 1 --num-iters "${ITERS:-3}" "${@:4}" \
+    "$bin/sluice" bench latency "$model" "${dummy[@]}" --batch-size "$1" --input-len "$2" \
+        --output-len "$3" --num-iters-warmup 1 --num-iters "${ITERS:-3}" --log-level info "${@:4}" \
         --output-json "$raw/latency.json" > "$raw/latency.log" 2>&1 || cat "$raw/latency.log" >&2
     python3 -c "import json; print(json.load(open('$raw/latency.json'))['avg_latency'])"
 }
@@ -51,18 +60,70 @@ part_prefill() {
     echo "prefill 8 2048 $(latency 8 2048 1)" | tee -a "$raw/steps.txt"
 }
 
+part_fast() {
+    for batch in 64 256; do
+        echo "step $batch $(latency $batch 1024 16 --fast-nondeterministic)" \
+            "$(latency $batch 1024 80 --fast-nondeterministic)" | tee -a "$raw/steps-fast.txt"
+    done
+    echo "prefill 8 2048 $(latency 8 2048 1 --fast-nondeterministic)" | tee -a "$raw/steps-fast.txt"
+}
+
+# The first N requests, as if all came at once.
+trace() {
+    echo arrived_s,input_tokens,output_tokens
+    awk -F, -v n="$1" 'NR > 1 && NR <= n + 1 {
+        print "0," ($2 < 4096 ? $2 : 4096) "," ($3 < 1024 ? $3 : 1024) }' OFS=, bench/traces/azure_conv.csv
+}
+
+# throughput N FLAG...: of the first N requests of the trace
+throughput() {
+    trace "$1" > "$raw/trace.csv"
+    "$bin/sluice" bench throughput "$model" "${dummy[@]}" --max-model-len 8192 --trace "$raw/trace.csv" \
+        --num-prompts "$1" --no-progress "${@:2}" 2>&1
+}
+
 part_trace() {
-    python3 - "$raw/trace.csv" << 'PY'
-import csv, sys
-rows = list(csv.DictReader(open("bench/traces/azure_conv.csv")))[:1000]
-with open(sys.argv[1], "w") as f:
-    f.write("arrived_s,input_tokens,output_tokens\n")
-    for r in rows:
-        f.write(f"0,{min(int(r['input_tokens']), 4096)},{min(int(r['output_tokens']), 1024)}\n")
-PY
-    "$bin/sluice" bench throughput "$model" --load-format dummy --device cuda \
-        --skip-tokenizer-init --max-model-len 8192 --trace "$raw/trace.csv" --num-prompts 1000 \
-        2>&1 | tee "$raw/throughput.txt"
+    throughput 1000 | tee "$raw/throughput.txt"
+}
+
+part_peer() {
+    throughput 256 | tee "$raw/peer.txt"
+    python3 bench/peer.py "$model" "$raw/trace.csv" 256 "${PEER_SECONDS:-60}" 2>&1 | grep '^peer' |
+        tee -a "$raw/peer.txt"
+}
+
+part_serve() {
+    local most rates
+    most=$(grep -oP 'Throughput: \K[\d.]+' "$raw/throughput.txt" 2> /dev/null) ||
+        most=$(python3 bench/h200_report.py rate "$out")
+    rates=$(awk -v m="$most" 'BEGIN { printf "%f,%f,%f,%f", .2 * m, .5 * m, .8 * m, .95 * m }')
+    trace 1000 > "$raw/serve.csv"
+    python3 bench/rates.py "$bin/sluice" "$raw/serve.csv" "${SERVE_SECONDS:-12}" "$rates" \
+        "$bin/sluice" serve "$model" "${dummy[@]}" --max-model-len 8192 | tee "$raw/serve.txt"
+}
+
+part_start() {
+    local weights
+    weights=$(mktemp -d -p /dev/shm)
+    python3 bench/start.py 3 "$bin/sluice" serve "$model" "${dummy[@]}" | tee "$raw/start.txt"
+    python3 bench/make_weights.py bench/configs/llama-3.2-1b "$weights" | tee "$raw/load.txt"
+    python3 bench/start.py 2 "$bin/sluice" serve "$weights" --device cuda --skip-tokenizer-init |
+        tee -a "$raw/load.txt"
+    rm -r "$weights"
+}
+
+part_soak() {
+    "$bin/gpu_soak" | tee "$raw/soak.txt"
+}
+
+# A KV cache of 64,000 tokens for 160 requests of 256 + 768.
+part_swap() {
+    for space in 0 4; do
+        echo "swap $space $("$bin/sluice" bench throughput "$model" "${dummy[@]}" --max-model-len 4096 \
+            --num-gpu-blocks-override 4000 --no-enable-prefix-caching --input-len 256 --output-len 768 \
+            --num-prompts 160 --no-progress --swap-space $space 2>&1 | grep Throughput:)" |
+            tee -a "$raw/swap.txt"
+    done
 }
 
 part_fp8() {
@@ -78,7 +139,7 @@ part_fp8() {
 part_fixed() {
     while read -r input output prompts; do
         prompts=$(python3 -c "print(max(1, round($prompts * ${SHARE:-1})))")
-        "$bin/sluice" bench throughput "$model" --load-format dummy --device cuda --skip-tokenizer-init \
+        "$bin/sluice" bench throughput "$model" "${dummy[@]}" \
             --quantization fp8 --kv-cache-dtype fp8 --max-model-len 4608 --no-enable-prefix-caching \
             --input-len $input --output-len $output --num-prompts $prompts ${FIXED_FLAGS:-} \
             > "$raw/fixed.log" 2>&1 || cat "$raw/fixed.log" >&2
@@ -104,6 +165,7 @@ most_memory() {
 }
 
 part_models() {
+    local model config # latency() takes the former
     [ -s "$raw/kernels.txt" ] || "$bin/gpu_kernels" | tee "$raw/kernels.txt"
     for config in bench/configs/*/; do
         model=$config

@@ -8,6 +8,7 @@ SPDX-License-Identifier: Apache-2.0
 import csv
 import datetime
 import json
+import math
 import os
 import re
 import subprocess
@@ -97,6 +98,63 @@ def step_bytes(name, context):
     return 2 * (layers * weights + c["vocab_size"] * hidden + 2 * kv * sum(seen)), bool(experts)
 
 
+def fast_rows(folder):
+    """name of a default row -> what --fast-nondeterministic gives"""
+    text, found = read(folder, "steps-fast.txt"), {}
+    for m in re.finditer(r"step (\d+) ([\d.e-]+) ([\d.e-]+)", text):
+        found[f"decode step, batch {m[1]}, context 1k"] = (float(m[3]) - float(m[2])) / 64 * 1e3
+    m = re.search(r"prefill 8 2048 ([\d.e-]+)", text)
+    if m:
+        found["prefill 8 x 2,048"] = float(m[1]) * 1e3
+    return found
+
+
+def peer_rows(folder):
+    text = read(folder, "peer.txt")
+    ours = re.search(r"([\d.]+) output tokens/s", text)
+    m = re.search(r"^peer (\d+) ([\d.]+) ([\d.]+) (\d+) (\d+) (\S+)", text, re.M)
+    if not ours or not m:
+        return []
+    here, mean, best = float(ours[1]), int(m[1]) / float(m[2]), float(m[3])
+    of = f"{m[6]}, 256 requests of the trace, its first {float(m[2]):.0f} s"
+    return [row("256 requests of the trace at once: output", here, None, "higher", "tokens/s"),
+            row(f"{of}: output", mean, None, "higher", "tokens/s"),
+            row(f"{of}: output in its best 20 s", best, None, "higher", "tokens/s"),
+            row("output against transformers' best 20 s", here / best, 1, "higher", "x")]
+
+
+def serve_rows(folder):
+    rows = []
+    found = [list(map(float, line.split()[1:])) for line in read(folder, "serve.txt").splitlines()
+             if line.startswith("serve ")]
+    for rate, _, output, ttft, ttft99, itl, itl99 in found:
+        name = f"serving the trace at {rate:.1f} requests/s: "
+        at_goal = rate == found[-2][0]  # 80 % of what `trace` found
+        rows += [row(name + "output", output, None, "higher", "tokens/s"),
+                 row(name + "time to first token, median", ttft, 100 if at_goal else None, "lower",
+                     "ms"),
+                 row(name + "time to first token, p99", ttft99, None, "lower", "ms"),
+                 row(name + "between tokens, median", itl, None, "lower", "ms"),
+                 row(name + "between tokens, p99 over the median", itl99 / itl,
+                     3 if at_goal else None, "lower", "x")]
+    return rows
+
+
+def start_rows(folder):
+    rows, text, load = [], read(folder, "start.txt"), read(folder, "load.txt")
+    ready = sorted(map(float, re.findall(r"ready ([\d.]+)", text)))
+    cuda = re.findall(r"CUDA start-up took ([\d.]+)", text)
+    if ready:
+        rows.append(row("start to ready, dummy 8B", ready[len(ready) // 2], 3, "lower", "s"))
+    if cuda:
+        rows.append(row("start to ready: CUDA's own start-up", float(cuda[0]), None, "lower", "s"))
+    size, took = re.search(r"([\d.]+) GB", load), re.findall(r"weights took ([\d.]+)", load)
+    if size and took:
+        rows.append(row("weights of a file in memory (1B)", float(size[1]) / min(map(float, took)),
+                        None, "higher", "GB/s"))
+    return rows
+
+
 def model_rows(folder, top):
     rows = []
     for m in re.finditer(r"model (\S+) ([\d.e-]+) ([\d.e-]+) (\d+) (\d+)", read(folder, "models.txt")):
@@ -110,6 +168,23 @@ def model_rows(folder, top):
             rows.append(row(f"{m[1]}: decode step, share of its bytes' floor",
                             100 * n / (top["copy_tb_s"] * 1e12) / seconds, 75 if experts else 85,
                             "higher", "%"))
+    return rows
+
+
+def check_rows(folder):
+    rows, swap = [], {}
+    m = re.search(r"(\d+) whole, (\d+) cancelled, (\d+) preemptions, (\d+) of them swaps.* in ([\d.]+) s",
+                  read(folder, "soak.txt"))
+    if m:
+        rows.append(row(f"soak: {int(m[1]) + int(m[2]):,} requests, {m[2]} cancelled, {m[4]} swapped",
+                        float(m[5]), None, "lower", "s"))
+    for m in re.finditer(r"swap (\d+) .*?([\d.]+) output tokens/s", read(folder, "swap.txt")):
+        swap[m[1] != "0"] = float(m[2])
+    if len(swap) == 2:
+        rows += [row("too little KV memory: preempted requests computed again", swap[False], None,
+                     "higher", "tokens/s"),
+                 row("too little KV memory: copied to host memory and back", swap[True], None,
+                     "higher", "tokens/s")]
     return rows
 
 
@@ -161,7 +236,170 @@ def fixed_rows(folder):
     return rows
 
 
+# ---- the page and its pictures
+
+BEGIN, END = "<!-- h200.json begins -->", "<!-- h200.json ends -->"
+
+
+def number(v):
+    return f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.3g}"
+
+
+def met(r):
+    if r["goal"] is None:
+        return ""
+    ok = r["value"] >= r["goal"] if r["better"] == "higher" else r["value"] <= r["goal"]
+    return "yes" if ok else "no"
+
+
+def write_page(result, path="docs/performance.md"):
+    lines = ["| | measured | `--fast-nondeterministic` | goal | met | commit |",
+             "| --- | ---: | ---: | ---: | --- | --- |"]
+    for r in result["rows"]:
+        if "product " in r["name"]:
+            continue  # dozens of shapes, in the file alone
+        fast = number(r["fast"]) if "fast" in r else ""
+        goal = "" if r["goal"] is None else number(r["goal"])
+        lines.append(f"| {r['name']} | {number(r['value'])} {r['unit']} | {fast} | {goal} | {met(r)} "
+                     f"| {r['commit']} |")
+    text = open(path, encoding="utf-8").read()
+    if BEGIN in text:
+        head, rest = text.split(BEGIN)
+        text = head + BEGIN + "\n" + "\n".join(lines) + "\n" + END + rest.split(END)[1]
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(text)
+
+
+class Plot:
+    """A small SVG with one logarithmic axis or two."""
+    W, H, LEFT, TOP, RIGHT, BOTTOM = 640, 400, 70, 30, 20, 50
+
+    def __init__(self, title, x, y):
+        (self.x_name, self.x_range, self.x_log), (self.y_name, self.y_range, self.y_log) = x, y
+        self.body = [f'<text x="{self.W / 2}" y="18" text-anchor="middle">{title}</text>']
+
+    @staticmethod
+    def share(v, between, log):
+        low, high = between
+        if log:
+            v, low, high = math.log(v), math.log(low), math.log(high)
+        return (v - low) / (high - low)
+
+    def at(self, x, y):
+        width, height = self.W - self.LEFT - self.RIGHT, self.H - self.TOP - self.BOTTOM
+        return (self.LEFT + width * self.share(x, self.x_range, self.x_log),
+                self.H - self.BOTTOM - height * self.share(y, self.y_range, self.y_log))
+
+    def line(self, points, color, dash=""):
+        text = " ".join("%.1f,%.1f" % self.at(*p) for p in points)
+        self.body.append(f'<polyline points="{text}" fill="none" stroke="{color}" '
+                         f'stroke-width="2" stroke-dasharray="{dash}"/>')
+
+    def point(self, x, y, color, label="", dx=8, dy=-6):
+        px, py = self.at(x, y)
+        self.body.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4" fill="{color}"/>'
+                         f'<text x="{px + dx:.1f}" y="{py + dy:.1f}">{label}</text>')
+
+    def label(self, x, y, text, color):
+        px, py = self.at(x, y)
+        self.body.append(f'<text x="{px:.1f}" y="{py:.1f}" fill="{color}">{text}</text>')
+
+    def ticks(self, between, log):
+        low, high = between
+        if log:
+            first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
+            return [10.0 ** e for e in range(first, last + 1)]
+        step = 10 ** math.floor(math.log10(high - low))
+        step = step / 2 if (high - low) / step < 4 else step
+        return [low + i * step for i in range(int((high - low) / step) + 1)]
+
+    def write(self, path):
+        axes = []
+        for v in self.ticks(self.x_range, self.x_log):
+            x, y = self.at(v, self.y_range[0])
+            axes.append(f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{x:.1f}" y2="{self.TOP}" stroke="#ddd"/>'
+                        f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{v:g}</text>')
+        for v in self.ticks(self.y_range, self.y_log):
+            x, y = self.at(self.x_range[0], v)
+            axes.append(f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{self.W - self.RIGHT}" y2="{y:.1f}" '
+                        f'stroke="#ddd"/><text x="{x - 6:.1f}" y="{y + 4:.1f}" '
+                        f'text-anchor="end">{v:g}</text>')
+        middle = (self.H + self.TOP - self.BOTTOM) / 2
+        axes.append(f'<text x="{self.W / 2}" y="{self.H - 12}" text-anchor="middle">{self.x_name}</text>'
+                    f'<text x="16" y="{middle}" text-anchor="middle" '
+                    f'transform="rotate(-90 16 {middle})">{self.y_name}</text>')
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(f'<svg xmlns="http://www.w3.org/2000/svg" width="{self.W}" height="{self.H}" '
+                    'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" '
+                    'fill="white"/>\n' + "\n".join(axes + self.body) + "\n</svg>\n")
+
+
+def draw_serving(rows, path="docs/h200-serving.svg"):
+    found = {}
+    for r in rows:
+        m = re.match(r"serving the trace at ([\d.]+) requests/s: (.*)", r["name"])
+        if m:
+            found.setdefault(float(m[1]), {})[m[2]] = r["value"]
+    points = sorted(found.values(), key=lambda p: p["output"])
+    if len(points) < 2:
+        return
+    most = 1.1 * max(p["output"] for p in points)
+    low = 0.7 * min(p["between tokens, median"] for p in points)
+    high = 1.5 * max(p["time to first token, p99"] for p in points)
+    plot = Plot("Serving the Azure conversation trace, 8B in bf16 on one H200",
+                ("output tokens/s", (0, most), False), ("ms", (low, high), True))
+    for key, color in (("time to first token, p99", "#c55"), ("time to first token, median", "#e90"),
+                       ("between tokens, median", "#27a")):
+        line = [(p["output"], p[key]) for p in points]
+        plot.line(line, color)
+        for x, y in line:
+            plot.point(x, y, color)
+        plot.label(line[0][0], line[0][1] * 1.25, key, color)
+    plot.write(path)
+
+
+def draw_roofline(result, path="docs/h200-roofline.svg"):
+    top, by_name = result["ceilings"], {r["name"]: r for r in result["rows"]}
+    if not top:
+        return
+    rate, bandwidth = top["bf16_tflop_s"], top["copy_tb_s"]
+    plot = Plot("Whole steps of an 8B model in bf16 on one H200",
+                ("operations a byte", (0.5, 200000), True), ("TFLOP/s", (1, 1500), True))
+    plot.line([(0.5, 0.5 * bandwidth), (rate / bandwidth, rate), (200000, rate)], "#555")
+    plot.label(0.6, 0.5 * bandwidth * 3.2, f"{bandwidth:.2f} TB/s copied", "#555")
+    plot.label(2500, rate * 1.12, f"{rate:.0f} TFLOP/s", "#555")
+    steps = [(f"decode step, batch {n}, context 1k", f"decode, batch {n}", n, 1) for n in (1, 64, 256)]
+    steps.append(("prefill 8 x 2,048", "prefill 8 x 2,048", 8, 2048))
+    for name, label, batch, q in steps:
+        if name not in by_name:
+            continue
+        context = 1024 + 48 if q == 1 else q
+        flops = 2.0 * PRODUCTS * batch * q + 2.0 * VOCAB * HIDDEN * batch
+        flops += 4.0 * LAYERS * HIDDEN * batch * q * (context if q == 1 else q / 2)
+        size = WEIGHTS + batch * context * KV_TOKEN * (1 if q == 1 else 2)
+        at = flops / size
+        plot.point(at, flops / by_name[name]["value"] / 1e9, "#27a", label, dx=8, dy=14)
+    plot.write(path)
+
+
+def known_rate(target):
+    """requests/s of the trace, all at once"""
+    for r in json.load(open(target, encoding="utf-8"))["rows"]:
+        if r["name"] == "trace, 1,000 requests at once":
+            return 1000 / r["value"]
+    sys.exit("run the part `trace` first")
+
+
 def main():
+    if sys.argv[1] == "rate":
+        print(known_rate(sys.argv[2]))
+        return
+    if sys.argv[1] == "page":
+        result = json.load(open(sys.argv[2], encoding="utf-8"))
+        write_page(result)
+        draw_serving(result["rows"])
+        draw_roofline(result)
+        return
     folder, target, commit = sys.argv[1:]
     result = json.load(open(target)) if os.path.exists(target) else {"rows": [], "ceilings": {}}
     result["ceilings"].update(ceilings(folder))
@@ -171,9 +409,18 @@ def main():
     result.update(machine=name or "unknown", commit=commit,
                   date=datetime.date.today().isoformat())
     new = kernel_rows(folder) + step_rows(folder, top) + trace_rows(folder, top)
-    new += fp8_rows(folder) + fixed_rows(folder) + model_rows(folder, top)
+    new += fp8_rows(folder) + fixed_rows(folder) + peer_rows(folder) + serve_rows(folder)
+    new += start_rows(folder) + model_rows(folder, top) + check_rows(folder)
     for r in new:
         r["commit"] = commit
+    fast = fast_rows(folder)
+    for r in new + result["rows"]:
+        if r["name"] in fast:
+            r["fast"] = round(fast[r["name"]], 3)
+    # A part's rows that have figures in their names take the place of those from before.
+    begins = [p for p in ("serving the trace at", "soak:", "transformers-")
+              if any(r["name"].startswith(p) for r in new)]
+    result["rows"] = [r for r in result["rows"] if not r["name"].startswith(tuple(begins))]
     names = {r["name"] for r in new}
     result["rows"] = [r for r in result["rows"] if r["name"] not in names] + new
     with open(target, "w", encoding="utf-8") as f:
