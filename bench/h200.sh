@@ -38,6 +38,7 @@ latency() {
 part_check() {
     for test in sample narrow fp8 pebble families; do "$bin/gpu_$test"; done
     for test in api_pebble families encoders invariance; do "$bin/golden_$test" cuda; done
+    "$bin/unit_fp8_checkpoint" cuda
 }
 
 part_sanitize() {

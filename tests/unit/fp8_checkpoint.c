@@ -65,6 +65,7 @@ enum form {
 };
 
 static char dir[TEMPDIR_BYTES];
+static const char *device_of_codes = "ref"; /* or the program's argument */
 
 static int make_dir(void **state)
 {
@@ -237,15 +238,15 @@ static const struct {
 };
 enum { N_GOOD = sizeof good / sizeof *good };
 
-static void the_reference_runs_their_codes(void **state)
+static void codes_run_as_they_are(void **state)
 {
     static float plain[N_TOKENS * VOCAB], first[N_TOKENS * VOCAB], got[N_TOKENS * VOCAB];
     (void)state;
     write_model(NULL, PLAIN);
-    run("ref", NULL, plain);
+    run(device_of_codes, NULL, plain);
     for (int i = 0; i < N_GOOD; i++) {
         write_model(good[i].config, good[i].form);
-        run("ref", i % 2 ? "fp8" : NULL, got);
+        run(device_of_codes, i % 2 ? "fp8" : NULL, got);
         if (i == 0)
             memcpy(first, got, sizeof got);
         assert_memory_equal(got, first, sizeof got); /* the same codes and scales */
@@ -331,11 +332,13 @@ static void refusals(void **state)
     }
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(the_reference_runs_their_codes, make_dir, remove_dir),
+        cmocka_unit_test_setup_teardown(codes_run_as_they_are, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(the_cpu_widens_them, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(refusals, make_dir, remove_dir)};
+    if (argc > 1)
+        device_of_codes = argv[1];
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
