@@ -195,6 +195,13 @@ const struct flag flag_table[] = {
      .help = "Every step of --device sim lasts this, whatever it computes."},
     {MODEL_ROW(FLAG_INT, "sim-depth"), AT(engine.sim_depth), .shown = "1; bench sim: 2 on h200",
      .help = "Steps of --device sim that may be in flight."},
+    {.name = "sim-fail-step",
+     .kind = FLAG_INT,
+     .commands = CMD_SERVE,
+     MODEL_GROUP,
+     AT(engine.sim_fail_step),
+     .help =
+         "At this step --device sim dies, as a GPU may: a drill for what stands around a server."},
     {CPU_ROW(FLAG_STRING, "cpu-isa"), .env = "SLUICE_CPU_ISA", AT(cpu_isa),
      .choices = "auto|ref|avx2|avx512|amx", .meta = "LEVEL",
      .help = "CPU kernels use at most ref, avx2, avx512 or amx; auto: what there is.",

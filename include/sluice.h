@@ -142,6 +142,7 @@ struct sl_config {
     const char *sim_device; /* sim: "h200" (default) or "cpu" */
     double sim_step_ms;     /* sim: every step lasts this; 0: what the cost model says */
     int sim_depth;          /* sim: steps in flight, 1 */
+    int sim_fail_step;      /* sim: this step finds the device dead; 0: none */
     /* JSON object: {"method": "ngram", "num_speculative_tokens": 4, ...}; NULL: no speculation */
     const char *speculative_config;
     /* JSON object: disable_any_whitespace, disable_additional_properties; NULL: neither */

@@ -91,6 +91,7 @@ static enum sl_status open_sim(struct sl_engine *e, const struct model_info *mi,
         .fixed_step_ns = e->cfg.sim_step_ms * 1e6,
         .vocab_size = mi->vocab_size,
         .depth = e->cfg.sim_depth,
+        .fail_step = e->cfg.sim_fail_step,
         .real_time = true,
         .layout = mi->layout,
         .eos = mi->n_eos ? mi->eos[0] : -1,
@@ -392,6 +393,7 @@ static enum sl_status check_config(const struct sl_config *c, struct sl_err *err
         FIELD(threads, 0, 1024),
         FIELD(max_log_len, -1, INT32_MAX),
         FIELD(sim_depth, 1, 16),
+        FIELD(sim_fail_step, 0, INT32_MAX),
 #undef FIELD
     };
     for (size_t i = 0; i < sizeof range / sizeof *range; i++) {

@@ -33,6 +33,39 @@ def stream(server, max_tokens, got):
         got.append(e)
 
 
+class Death(unittest.TestCase):
+    """The device dies under requests that run, others that wait, and some that come later."""
+
+    def ask(self, server, got):
+        body = {"model": MODEL, "prompt": [5] * 20, "max_tokens": 1000, "ignore_eos": True}
+        try:
+            got.append(server.post("/v1/completions", body, timeout=30))
+        except urllib.error.HTTPError as e:
+            got.append((e.code, e.read().decode()))
+        except OSError as e:
+            got.append(e)
+
+    def test_everybody_is_told_and_the_process_ends(self):
+        with Server("--device", "sim", "--sim-step-ms", "20", "--sim-fail-step", "60",
+                    "--max-num-seqs", "3") as s:
+            whole, streamed = [], []
+            calls = [threading.Thread(target=stream, args=(s, 1000, streamed))]
+            calls += [threading.Thread(target=self.ask, args=(s, whole)) for _ in range(8)]
+            for t in calls:
+                t.start()
+                time.sleep(0.2 if t is calls[0] else 0)  # the stream begins
+            for t in calls:
+                t.join(30)
+                self.assertFalse(t.is_alive())
+            self.assertEqual(len(whole), 8)
+            for code, text in whole:  # two run, the others wait
+                self.assertEqual(code, 503, text)
+                self.assertIn("step 60 fails", text)
+            self.assertIn("step 60 fails", str(streamed[0]))
+            self.assertEqual(s.process.wait(10), 1)
+            self.assertIn("The engine is dead: sim: step 60 fails", s.output())
+
+
 class Start(unittest.TestCase):
     def test_three_lines_to_paste(self):
         with Server() as s:

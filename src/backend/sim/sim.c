@@ -25,6 +25,7 @@ struct sim {
     int64_t clock_ns; /* virtual; not used in real time */
     int64_t free_ns;  /* when the device has done what was submitted */
     int64_t busy_ns;
+    int n_submitted;
     struct sim_step step[SIM_DEPTH_MAX];
     int first, n_steps;
 };
@@ -147,8 +148,9 @@ static int64_t now_ns(struct backend *be)
 static enum sl_status submit(struct backend *be, const struct batch *b, struct sl_err *err)
 {
     struct sim *sim = (struct sim *)be;
-    (void)err;
     SL_ASSERT(sim->n_steps < be->depth);
+    if (++sim->n_submitted >= sim->cfg.fail_step && sim->cfg.fail_step > 0)
+        return SL_FAIL(err, SL_EDEVICE, "sim: step %d fails, as was asked for", sim->n_submitted);
     double cost = sim->cfg.fixed_step_ns > 0
                       ? sim->cfg.fixed_step_ns
                       : sim_step_ns(sim->device, &sim->model, &sim->cfg.layout, b);

@@ -16,6 +16,7 @@ struct sim_config {
     const char *device;                                        /* "h200" or "cpu" */
     double weight_bytes, flops_per_token, attn_flops_per_pair; /* of the model */
     double fixed_step_ns; /* > 0: every step lasts this, whatever it computes */
+    int fail_step;        /* > 0: that one is refused, and all after it */
     int vocab_size, depth, max_seqs;
     bool real_time; /* collect() sleeps until the virtual step is over */
     struct kv_layout layout;
