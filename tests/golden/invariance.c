@@ -201,8 +201,9 @@ static void reference(void **state)
 }
 
 /* One checkpoint of each kind. */
-static const char *const kinds[] = {"mixtral", "qwen2-moe",         "falcon-rw", "gpt2",
-                                    "gemma2",  "stablelm-parallel", "olmo2",     "neox"};
+static const char *const kinds[] = {"mixtral", "qwen2-moe", "falcon-rw",
+                                    "gpt2",    "gemma2",    "stablelm-parallel",
+                                    "olmo2",   "neox",      "opt-350m"};
 
 static void check_kinds(const char *device, enum sl_dtype dtype)
 {
