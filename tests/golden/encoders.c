@@ -3,10 +3,10 @@
  * each of its levels; and the same bits alone or in a batch, on one thread or two.
  * `golden_encoders cuda`: on a GPU.
  * SPDX-License-Identifier: Apache-2.0 */
-#include "backend/cpu/isa.h"
 #include "model/safetensors.h"
 #include "sluice.h"
 #include "support/drive.h"
+#include "support/levels.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -233,7 +233,8 @@ static void run_way(enum sl_device device, enum sl_dtype dtype, double tolerance
 
 static void run_cpu_way(enum sl_dtype dtype, double tolerance)
 {
-    for (enum cpu_isa isa = ISA_PLAIN; isa <= cpu_isa_detect(); isa++) {
+    EACH_ISA(isa, ISA_PLAIN)
+    {
         print_message("%s kernels\n", cpu_isa_name(isa));
         assert_true(cpu_isa_limit(cpu_isa_name(isa)));
         run_way(SL_DEVICE_CPU, dtype, tolerance);
@@ -296,7 +297,8 @@ static void same_bits(enum sl_device device)
 static void invariance(void **state)
 {
     (void)state;
-    for (enum cpu_isa isa = ISA_PLAIN; isa <= cpu_isa_detect(); isa++) {
+    EACH_ISA(isa, ISA_PLAIN)
+    {
         assert_true(cpu_isa_limit(cpu_isa_name(isa)));
         same_bits(SL_DEVICE_CPU);
     }

@@ -6,10 +6,10 @@
  * runs a GPU's way alone and, with `--record FILE`, leaves its errors where the table looks for
  * them (CUDA_ERRORS).
  * SPDX-License-Identifier: Apache-2.0 */
-#include "backend/cpu/isa.h"
 #include "base/mem.h"
 #include "model/safetensors.h"
 #include "support/drive.h"
+#include "support/levels.h"
 
 #include <dirent.h>
 #include <math.h>
@@ -232,7 +232,8 @@ static void run_way(int way)
 
 static void run_cpu_way(int way)
 {
-    for (enum cpu_isa isa = ISA_PLAIN; isa <= cpu_isa_detect(); isa++) {
+    EACH_ISA(isa, ISA_PLAIN)
+    {
         print_message("%s kernels\n", cpu_isa_name(isa));
         assert_true(cpu_isa_limit(cpu_isa_name(isa)));
         run_way(way);

@@ -100,8 +100,8 @@ static void run_family(const char *name)
     snprintf(path, sizeof path, "%s/golden.safetensors", dir);
     if (safetensors_open_file(&golden, path, &err))
         fail_msg("%s", err.msg);
-    int longest = (int)(tensor(golden, "prompt", N - 1)->dim[0] +
-                        tensor(golden, "greedy", N - 1)->dim[0]);
+    int longest =
+        (int)(tensor(golden, "prompt", N - 1)->dim[0] + tensor(golden, "greedy", N - 1)->dim[0]);
     struct sl_engine *e = open_engine(dir, longest);
     for (int again = 0; again < 2; again++) {
         struct sl_request *r[N];

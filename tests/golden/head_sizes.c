@@ -2,9 +2,9 @@
  * 512 values, on the CPU at each of its levels against the reference; what is larger, or no
  * multiple of 8, is refused by name before any weight is read. SPDX-License-Identifier: Apache-2.0
  */
-#include "backend/cpu/isa.h"
 #include "base/mem.h"
 #include "support/drive.h"
+#include "support/levels.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -90,7 +90,8 @@ static void every_size(void **state)
     static struct rows want, got;
     for (int hd = 8; hd <= LARGEST; hd += 8) {
         run("ref", SL_DTYPE_F32, hd, &want);
-        for (enum cpu_isa isa = ISA_PLAIN; isa <= cpu_isa_detect(); isa++) {
+        EACH_ISA(isa, ISA_PLAIN)
+        {
             assert_true(cpu_isa_limit(cpu_isa_name(isa)));
             run("cpu", SL_DTYPE_F32, hd, &got);
             compare(&want, &got, 2e-4, cpu_isa_name(isa), hd);
