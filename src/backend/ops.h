@@ -208,6 +208,8 @@ struct ops {
 
     /* What a step of max_tokens rows takes beside activations. NULL: nothing. Weights are there. */
     size_t (*step_bytes)(struct device *d, int max_tokens);
+    /* What kv_create takes for each position beside K and V of the layers. NULL: nothing. */
+    size_t (*kv_more_bytes)(enum wformat kv_format, int n_kv_heads, int head_dim);
 
     /* A device that draws tokens by itself; NULL elsewhere. It has a token table for rows whose
      * token is TOKEN_FROM_TABLE, and keeps the tokens that it embeds, so up to `depth` steps may be

@@ -19,8 +19,9 @@ struct kv_layout {
     int n_groups, block_size, n_blocks; /* every group has n_blocks blocks */
     int n_host_blocks; /* and as many beside them in host memory, where nothing is computed */
     struct kv_group group[KV_GROUPS_MAX];
-    /* Of a draft model's cache, which lives under the block numbers of one of the groups. */
-    size_t draft_bytes_per_token;
+    /* Beside the groups' layers, under their block numbers: a draft model's cache, and what a
+     * device keeps for itself (ops.kv_more_bytes). */
+    size_t more_bytes_per_token;
 };
 
 #endif

@@ -270,7 +270,7 @@ static enum sl_status set_sizes(struct sl_engine *e, const struct model_info *mi
     struct kv_sizes kv;
     *layout = e->be->layout;
     if (e->draft_spec)
-        layout->draft_bytes_per_token = draft_model_bytes_per_token(e->proposer);
+        layout->more_bytes_per_token += draft_model_bytes_per_token(e->proposer);
     enum sl_status st = see_machine(e, mi, &m, err);
     if (st)
         return st;

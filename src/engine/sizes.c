@@ -48,7 +48,7 @@ uint64_t sizes_kv_bytes(const struct sl_config *cfg, const struct machine *m)
 
 size_t sizes_block_bytes(const struct kv_layout *l)
 {
-    size_t bytes = l->draft_bytes_per_token * (size_t)l->block_size;
+    size_t bytes = l->more_bytes_per_token * (size_t)l->block_size;
     for (int g = 0; g < l->n_groups; g++)
         bytes += l->group[g].bytes_per_token * (size_t)l->block_size;
     return bytes;

@@ -447,6 +447,8 @@ static enum sl_status make_layers(struct runner *r, struct sl_err *err)
     for (int g = 0; g < kv->n_groups; g++)
         kv->group[g].bytes_per_token = 2 * (size_t)kv->group[g].n_layers * (size_t)s->n_kv_heads *
                                        kv_head_bytes(r->kv_format, s->head_dim);
+    if (r->ops->kv_more_bytes)
+        kv->more_bytes_per_token = r->ops->kv_more_bytes(r->kv_format, s->n_kv_heads, s->head_dim);
     return SL_OK;
 }
 

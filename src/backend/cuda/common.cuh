@@ -192,6 +192,14 @@ __device__ __forceinline__ void cp_async16(void *shared, const void *global, boo
                  "r"(bytes));
 }
 
+__device__ __forceinline__ void cp_async4(void *shared, const void *global, bool valid)
+{
+    unsigned dst = (unsigned)__cvta_generic_to_shared(shared);
+    int bytes = valid ? 4 : 0;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(dst), "l"(global),
+                 "r"(bytes));
+}
+
 __device__ __forceinline__ void cp_async_commit()
 {
     asm volatile("cp.async.commit_group;");

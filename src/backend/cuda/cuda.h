@@ -32,7 +32,7 @@ typedef struct CUstream_st *cuda_stream;
 extern bool cuda_plain_launches;
 
 /* KV chunks on this device: absolute multiples of it, in decode and prefill alike. */
-enum { CUDA_ATTN_CHUNK = 128 };
+enum { CUDA_ATTN_CHUNK = 256 };
 
 /* The token table: what was drawn for a row of it at a position, kept for as many steps as may be
  * in flight. TOKEN_NONE: bad logits (core/batch.h's TOKEN_BAD_LOGITS). */
@@ -141,26 +141,34 @@ void launch_fp8_product(cuda_stream s, void *y, bool out_f32, const void *w, con
 /* ---- attention.cu --------------------------------------------------------------------------- */
 /* Work for one step, made on the host: rows of q tiles and (sequence, chunk) pairs. */
 struct attn_plan {
-    /* decode: a block of threads goes over (row, chunk) pairs, n_blocks apart */
-    const int32_t *n_split;    /* on the device: how many, and where in `split` they begin */
-    const int32_t *split;      /* [n_split][4]: row, chunk (absolute), kv_len, block_start */
-    const int32_t *split_part; /* [n_seqs + 1]: where a sequence's partial results begin */
-    int n_blocks;              /* of threads for each KV head, 0: no decoding sequence */
+    /* decode: blocks of threads share out (row, chunk) pairs, a sequence's one after the other */
+    const int32_t *n_split; /* on the device: how many, and where in `split` they begin */
+    const int32_t *split;   /* [n_split][4]: row, chunk (absolute), kv_len, block_start */
+    int n_blocks;           /* of threads for each KV head, 0: no decoding sequence */
     /* prefill: tiles of q rows */
     const int32_t *tile_seq;   /* [n_tiles] */
     const int32_t *tile_first; /* [n_tiles]: first token row of the tile */
     int n_tiles;
     int tokens_per_tile;
-    void *partial; /* [split parts][n_heads][head_dim + 2] f32 */
+    int *ticket; /* 0 before and after */
+    int n_sms;
+    bool hopper;          /* wgmma is there */
+    void *partial;        /* attn_partial_bytes() each pair */
+    int *counter;         /* [pairs][n_heads], 0 before and after */
+    struct kv_cache wide; /* of an e4m3 cache: room for one layer's values as bf16 */
 };
 int attn_decode_blocks_per_sm(int head_dim);
 int attn_tokens_per_tile(int n_heads, int n_kv_heads);
 bool attn_supports(int head_dim, bool fp8); /* fp8: K and V are e4m3 */
-int attn_padded_dim(int head_dim);          /* values a head takes in `partial` */
+size_t attn_partial_bytes(int n_heads, int head_dim);
 /* out: [n_tokens, n_heads * head_dim]. q: the leading part of qkv's rows. */
 void launch_attention(cuda_stream s, void *out, const void *qkv, const struct kv_cache *kv,
                       const struct step_arrays *a, const struct attn_shape *shape,
                       const struct attn_plan *plan);
+/* The tiles only. false: head_dim is not for it, or the tensor maps were refused. */
+bool launch_attention_hopper(cuda_stream s, void *out, const void *qkv, const struct kv_cache *kv,
+                             const struct step_arrays *a, const struct attn_shape *shape,
+                             const struct attn_plan *plan);
 
 /* ---- narrow.cu ------------------------------------------------------------------------------- */
 enum { NARROW_MAX = 32, NARROW_NORM_MAX = 2 }; /* rows of x; rows that it norms itself */

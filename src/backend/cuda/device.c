@@ -343,6 +343,9 @@ static float *cuda_vector_prepare(struct device *d, const void *src, enum sl_dty
 
 static void kv_destroy(struct device *d)
 {
+    cudaFree(d->wide.k);
+    cudaFree(d->wide.v);
+    d->wide = (struct kv_cache){0};
     for (int g = 0; g < KV_GROUPS_MAX; g++) {
         for (int l = 0; l < d->n_kv[g]; l++) {
             cudaFree(d->kv[g][l].k);
@@ -397,7 +400,7 @@ static enum sl_status cuda_kv_create(struct device *d, const struct kv_layout *l
         if (!(d->kv[g] = mem_zalloc((size_t)d->n_kv[g], sizeof *d->kv[g])))
             return SL_FAIL(err, SL_ENOMEM, "no memory for %d layers", n_layers);
     }
-    size_t partial = 0;
+    size_t partial = 0, heads = 0, wide = 0; /* the most that a layer needs */
     for (int i = 0; i < n_layers; i++) {
         const struct attn_spec *a = &layers[i];
         struct kv_cache *kv = &d->kv[a->group][a->layer_in_group];
@@ -409,20 +412,38 @@ static enum sl_status cuda_kv_create(struct device *d, const struct kv_layout *l
         enum sl_status st = take_layer(d, kv, layout, a, kv_format == W_FP8, err);
         if (st)
             return st;
-        size_t part =
-            (size_t)a->n_heads * ((size_t)attn_padded_dim(a->head_dim) + 2) * sizeof(float);
+        size_t part = attn_partial_bytes(a->n_heads, a->head_dim);
         partial = part > partial ? part : partial;
+        heads = (size_t)a->n_heads > heads ? (size_t)a->n_heads : heads;
+        size_t block = (size_t)(a->n_kv_heads * a->head_dim) * (size_t)layout->block_size;
+        wide = block > wide ? block : wide;
     }
     /* Shared blocks count once for each sequence that reads them, so this may run out: then the
      * sequences that are left go the tile kernel's way, with the same bits. */
     d->max_parts =
         2 * (size_t)layout->n_blocks * (size_t)layout->block_size / CUDA_ATTN_CHUNK + 256;
     cudaFree(d->partial);
+    cudaFree(d->counter);
     cudaFree(d->seen);
     size_t slots = (size_t)layout->n_blocks * (size_t)layout->block_size;
     d->partial = cuda_alloc(d, d->max_parts * partial, "attention's partial sums", err);
+    d->counter =
+        cuda_alloc(d, (1 + d->max_parts * heads) * sizeof *d->counter, "attention's counters", err);
     d->seen = cuda_alloc(d, slots * sizeof *d->seen, "the tokens of the KV cache", err);
-    return d->partial && d->seen ? kv_parts_create(d, layout->n_host_blocks, err) : SL_ENOMEM;
+    bool good = d->partial && d->counter && d->seen;
+    if (kv_format == W_FP8) {
+        wide *= (size_t)layout->n_blocks * sizeof(uint16_t);
+        d->wide.k = cuda_alloc(d, wide, "an FP8 cache's keys as bf16", err);
+        d->wide.v = cuda_alloc(d, wide, "an FP8 cache's values as bf16", err);
+        good = good && d->wide.k && d->wide.v;
+    }
+    return good ? kv_parts_create(d, layout->n_host_blocks, err) : SL_ENOMEM;
+}
+
+/* Of an FP8 cache: one layer's K and V as bf16. */
+static size_t cuda_kv_more_bytes(enum wformat kv_format, int n_kv_heads, int head_dim)
+{
+    return kv_format == W_FP8 ? (size_t)n_kv_heads * (size_t)head_dim * 2 * sizeof(uint16_t) : 0;
 }
 
 /* ---- ops ------------------------------------------------------------------------------------- */
@@ -667,6 +688,7 @@ static void cuda_destroy(struct device *d)
     step_fini(d);
     gemm_fini(d);
     cudaFree(d->partial);
+    cudaFree(d->counter);
     cudaFree(d->seen);
     cudaFree(d->draw_work);
     cudaFree(d->draw_count);
@@ -720,6 +742,7 @@ static const struct ops cuda_ops = {
     .fetch = cuda_fetch,
     .depth = CUDA_DEPTH,
     .step_bytes = cuda_step_bytes,
+    .kv_more_bytes = cuda_kv_more_bytes,
     .draw_bytes = cuda_draw_bytes,
     .draw_plan = cuda_draw_plan,
     .expect = cuda_expect,

@@ -87,6 +87,8 @@ struct device {
     struct kv_parts kv_part[KV_GROUPS_MAX];
     void *host_kv; /* pinned */
     void *partial;
+    int *counter;         /* attn_plan's ticket, then its counters */
+    struct kv_cache wide; /* of an FP8 cache: one layer at a time as bf16, for attn_plan */
     size_t max_parts;
     int32_t *seen;  /* the token at each KV slot of group seen_group */
     int seen_group; /* the first without a window, -1: all have one */

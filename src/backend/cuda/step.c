@@ -40,9 +40,8 @@ static const int32_t *place(struct device *d, const int32_t *from, size_t n)
 static size_t upload_words(const struct batch_limits *l)
 {
     size_t tokens = (size_t)l->max_tokens, seqs = (size_t)l->max_seqs;
-    size_t per_group = tokens + seqs + (size_t)l->max_blocks; /* slots, block table */
-    size_t plan =
-        seqs + 4 * (size_t)l->max_blocks + 4 * seqs + 2 * tokens; /* parts, pairs, tiles */
+    size_t per_group = tokens + seqs + (size_t)l->max_blocks;        /* slots, block table */
+    size_t plan = 4 * (size_t)l->max_blocks + 4 * seqs + 2 * tokens; /* pairs, tiles */
     size_t copies = KV_COPY_WORDS * (size_t)l->max_copies;
     size_t arrays = 3 * tokens + 2 * seqs + (size_t)l->max_logits;
     size_t rows = (size_t)l->max_samples * (sizeof(struct draw_row) / sizeof(int32_t));
@@ -127,21 +126,17 @@ static int chunk_range(const struct batch *b, int s, int window, int *first)
     return (n + CUDA_ATTN_CHUNK - 1) / CUDA_ATTN_CHUNK;
 }
 
-/* Blocks of threads for each KV head, so that all are on the device at once. In a padded step a few
- * numbers only, else so that all have the same number of pairs. */
+/* Blocks of threads for each KV head, so that all are on the device at once; in a padded step a few
+ * numbers only. */
 static int decode_blocks(const struct device *d, const struct attn_spec *a, int n_pairs)
 {
     int group = (a->n_heads / a->n_kv_heads + 15) / 16, each = a->n_kv_heads * group;
-    int most = d->n_sms * attn_decode_blocks_per_sm(a->head_dim) / each;
+    int most = d->n_sms * attn_decode_blocks_per_sm(a->head_dim) / each, n = n_pairs;
     most = most < 1 ? 1 : most;
-    if (d->padded) {
-        int n = 8;
-        while (n < n_pairs && n < most)
+    if (d->padded)
+        for (n = 4; n < n_pairs && n < most;)
             n *= 2;
-        return n < most ? n : most;
-    }
-    int rounds = (n_pairs + most - 1) / most;
-    return rounds ? (n_pairs + rounds - 1) / rounds : 0;
+    return n < most ? n : most;
 }
 
 static size_t max_pairs(const struct device *d, const struct batch *b)
@@ -151,10 +146,8 @@ static size_t max_pairs(const struct device *d, const struct batch *b)
 }
 
 /* One row that sees what is before it goes over the chunks in parallel, while partial sums have
- * room; all other rows go in tiles. Both ways give the same bits. `start` and `part` are
- * of this group. */
-static void plan_attention(struct device *d, int g, int32_t *header, const int32_t *start,
-                           int32_t *part)
+ * room; all other rows go in tiles. Both ways give the same bits. `start` is of this group. */
+static void plan_attention(struct device *d, int g, int32_t *header, const int32_t *start)
 {
     const struct batch *b = d->batch;
     const struct attn_spec *a = &d->group[g];
@@ -169,7 +162,6 @@ static void plan_attention(struct device *d, int g, int32_t *header, const int32
     for (int s = 0; s < b->n_seqs; s++) {
         int q = b->q_start[s + 1] - b->q_start[s], first,
             end = chunk_range(b, s, a->window, &first);
-        part[s] = n;
         if (q == 1 && a->causal && (size_t)(n + end - first) <= most) {
             for (int c = first; c < end; c++) {
                 pair[4 * n] = b->q_start[s];
@@ -185,8 +177,6 @@ static void plan_attention(struct device *d, int g, int32_t *header, const int32
             tile_first[p->n_tiles++] = b->q_start[s] + t * p->tokens_per_tile;
         }
     }
-    for (int s = b->n_seqs; s <= d->rows.seqs; s++)
-        part[s] = n;
     header[0] = n;
     header[1] = (int32_t)at;
     d->upload_used = (at + 4 * (size_t)n + 3) & ~(size_t)3; /* what was not needed */
@@ -287,7 +277,7 @@ static void place_arrays(struct device *d, int slot)
     const struct step_rows *n = &d->rows;
     struct step_arrays a = {
         .n_tokens = n->tokens, .n_seqs = n->seqs, .table = d->table, .block = d->upload_device};
-    int32_t *header, *start[KV_GROUPS_MAX], *part[KV_GROUPS_MAX];
+    int32_t *header, *start[KV_GROUPS_MAX];
     d->header = room(d, 1 + 2 * KV_GROUPS_MAX, &header);
     header[0] = slot;
     a.token = place_tokens(d);
@@ -304,10 +294,14 @@ static void place_arrays(struct device *d, int slot)
         d->arrays[g].block_start = room(d, (size_t)n->seqs + 1, &start[g]);
         d->plan[g] = (struct attn_plan){.tokens_per_tile =
                                             attn_tokens_per_tile(spec->n_heads, spec->n_kv_heads),
+                                        .n_sms = d->n_sms,
+                                        .hopper = d->is_hopper,
                                         .partial = d->partial,
+                                        .counter = d->counter + 1,
+                                        .ticket = d->counter,
+                                        .wide = d->wide,
                                         .n_split = d->header + 1 + 2 * g,
-                                        .split = d->upload_device,
-                                        .split_part = room(d, (size_t)n->seqs + 1, &part[g])};
+                                        .split = d->upload_device};
     }
     for (int g = 0; d->seen_group >= 0 && g < d->n_groups; g++) {
         d->arrays[g].seen = d->seen;
@@ -316,7 +310,7 @@ static void place_arrays(struct device *d, int slot)
     struct draw_row *row = place_draw_rows(d);
     for (int g = 0; g < d->n_groups; g++) {
         place_blocks(d, g, start[g]);
-        plan_attention(d, g, header + 1 + 2 * g, start[g], part[g]);
+        plan_attention(d, g, header + 1 + 2 * g, start[g]);
     }
     place_words(d, row);
 }

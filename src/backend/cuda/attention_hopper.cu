@@ -1,0 +1,655 @@
+/* attention_hopper.cu - attention of many query rows on Hopper: the copy engine and wgmma.
+ *
+ * A block stays on its multiprocessor and takes items in turn: 128 query rows (the heads of a group
+ * for tokens_per_tile tokens) of one sequence and KV head, against all the keys that they see. One
+ * warp asks the copy engine for tiles of K and V, page by page; three more bring the item's
+ * queries; two warpgroups of 64 rows each multiply. While the tensor cores make q k^T of a tile and
+ * P V of the one before it, a warpgroup makes the next P, so that neither waits long for the other.
+ *
+ * The arithmetic is attention.cuh's. A chunk's o begins at nothing, so a row has two of them at a
+ * chunk's end; the one that is folded so far lies in shared memory, each thread's part in places of
+ * its own, and is touched only there.
+ *
+ * Tiles lie in panels of 64 columns, rows of 128 bytes, sixteens of bytes swizzled by the row.
+ * Columns past head_dim, pages that are gone and keys past kv_len come as zeros; what a page's end
+ * holds past kv_len is cleared in V, since 0 times what nobody wrote need not be 0.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "backend/cuda/attention.cuh"
+#include "backend/cuda/tma.cuh"
+
+static const int ROWS = 128, GROUP_THREADS = 128, THREADS = 3 * GROUP_THREADS;
+static const int PANEL = ROWS * 128; /* bytes of 64 columns of a tile, of K, V or queries */
+static const int STAGES = 2;
+
+/* What a block does between two tickets. */
+struct item {
+    int kv_head, first, n_tokens, first_row; /* first: token row of the batch */
+    int lowest, kv_len, block_start;         /* position of the first token */
+    int first_tile, end_tile;                /* of keys */
+    int clear_first, clear_end;              /* tiles that every row sees whole */
+
+    __device__ __forceinline__ void look_up(int i, const step_arrays &a, const attn_shape &shape,
+                                            const attn_plan &plan, int parts)
+    {
+        int per_tile = shape.n_kv_heads * parts, t = i / per_tile, seq = plan.tile_seq[t];
+        kv_head = i % per_tile / parts;
+        first_row = i % parts * ROWS;
+        first = plan.tile_first[t];
+        n_tokens = min(a.q_start[seq + 1] - first, plan.tokens_per_tile);
+        kv_len = a.kv_len[seq];
+        block_start = a.block_start[seq];
+        lowest = a.pos[first];
+        int highest = lowest + n_tokens - 1, unseen = shape.window ? lowest + 1 - shape.window : 0;
+        first_tile = unseen > 0 ? unseen / ATTN_TILE : 0;
+        end_tile = (shape.causal ? highest : kv_len - 1) / ATTN_TILE + 1;
+        clear_end = (shape.causal ? min(lowest + 1, kv_len) : kv_len) / ATTN_TILE;
+        clear_first =
+            shape.window && highest >= shape.window ? (highest - shape.window) / ATTN_TILE + 1 : 0;
+    }
+};
+
+static const int ITEMS = 4; /* looked up ahead */
+
+struct hopper_barriers {
+    uint64_t q_full, q_empty, tail;
+    uint64_t k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
+    uint64_t item_full[ITEMS], item_empty[ITEMS];
+    item items[ITEMS]; /* n_tokens 0: that was all */
+};
+
+template <int HD> struct hopper_config {
+    static const int PANELS = HD / 64, TILE_BYTES = PANELS * PANEL;
+    static const int SUM_BYTES = 2 * GROUP_THREADS * (HD / 2) * (int)sizeof(float);
+    static const int SHARED =
+        TILE_BYTES * (1 + 2 * STAGES) + SUM_BYTES + (int)sizeof(hopper_barriers);
+};
+
+/* A place in a ring of N and how often it came round. */
+template <int N> struct ring_place {
+    int slot, phase;
+
+    __device__ __forceinline__ void next()
+    {
+        if (++slot == N) {
+            slot = 0;
+            phase ^= 1;
+        }
+    }
+};
+
+template <int HD> struct hopper_shared {
+    typedef hopper_config<HD> C;
+    unsigned char *q, *k, *v;
+    float4 *sum;
+    hopper_barriers *b;
+
+    __device__ __forceinline__ hopper_shared(unsigned char *raw)
+    {
+        q = raw;
+        k = q + C::TILE_BYTES;
+        v = k + STAGES * C::TILE_BYTES;
+        sum = (float4 *)(v + STAGES * C::TILE_BYTES);
+        b = (hopper_barriers *)((unsigned char *)sum + C::SUM_BYTES);
+    }
+};
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+__device__ __forceinline__ void wgmma(float (&d)[16][4], uint64_t a, uint64_t b, int keep)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+                 "%64, %65, p, 1, 1, 0, 0;\n}\n"
+                 : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]),
+                   "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]),
+                   "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]),
+                   "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]),
+                   "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]),
+                   "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]),
+                   "+f"(d[7][2]), "+f"(d[7][3]), "+f"(d[8][0]), "+f"(d[8][1]), "+f"(d[8][2]),
+                   "+f"(d[8][3]), "+f"(d[9][0]), "+f"(d[9][1]), "+f"(d[9][2]), "+f"(d[9][3]),
+                   "+f"(d[10][0]), "+f"(d[10][1]), "+f"(d[10][2]), "+f"(d[10][3]), "+f"(d[11][0]),
+                   "+f"(d[11][1]), "+f"(d[11][2]), "+f"(d[11][3]), "+f"(d[12][0]), "+f"(d[12][1]),
+                   "+f"(d[12][2]), "+f"(d[12][3]), "+f"(d[13][0]), "+f"(d[13][1]), "+f"(d[13][2]),
+                   "+f"(d[13][3]), "+f"(d[14][0]), "+f"(d[14][1]), "+f"(d[14][2]), "+f"(d[14][3]),
+                   "+f"(d[15][0]), "+f"(d[15][1]), "+f"(d[15][2]), "+f"(d[15][3])
+                 : "l"(a), "l"(b), "r"(keep));
+}
+
+__device__ __forceinline__ void wgmma(float (&d)[8][4], const unsigned (&a)[4], uint64_t b,
+                                      int keep)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+                 "{%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}\n"
+                 : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]),
+                   "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]),
+                   "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]),
+                   "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]),
+                   "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]),
+                   "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]),
+                   "+f"(d[7][2]), "+f"(d[7][3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep));
+}
+
+__device__ __forceinline__ void wgmma(float (&d)[16][4], const unsigned (&a)[4], uint64_t b,
+                                      int keep)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+                 "{%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}\n"
+                 : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]),
+                   "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]),
+                   "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]),
+                   "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]),
+                   "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]),
+                   "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]),
+                   "+f"(d[7][2]), "+f"(d[7][3]), "+f"(d[8][0]), "+f"(d[8][1]), "+f"(d[8][2]),
+                   "+f"(d[8][3]), "+f"(d[9][0]), "+f"(d[9][1]), "+f"(d[9][2]), "+f"(d[9][3]),
+                   "+f"(d[10][0]), "+f"(d[10][1]), "+f"(d[10][2]), "+f"(d[10][3]), "+f"(d[11][0]),
+                   "+f"(d[11][1]), "+f"(d[11][2]), "+f"(d[11][3]), "+f"(d[12][0]), "+f"(d[12][1]),
+                   "+f"(d[12][2]), "+f"(d[12][3]), "+f"(d[13][0]), "+f"(d[13][1]), "+f"(d[13][2]),
+                   "+f"(d[13][3]), "+f"(d[14][0]), "+f"(d[14][1]), "+f"(d[14][2]), "+f"(d[14][3]),
+                   "+f"(d[15][0]), "+f"(d[15][1]), "+f"(d[15][2]), "+f"(d[15][3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep));
+}
+
+__device__ __forceinline__ void wgmma_fence()
+{
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void wgmma_commit()
+{
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+template <int N> __device__ __forceinline__ void wgmma_wait()
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+/* Rows of 128 bytes, swizzled: eight of them are 1,024 bytes. `leading`: from one panel to the next
+ * where columns are what the product keeps (V). */
+__device__ __forceinline__ uint64_t operand(unsigned at, int leading)
+{
+    return (uint64_t)(at >> 4) | (uint64_t)(leading >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 |
+           (uint64_t)1 << 62;
+}
+
+/* ---- the warps that bring ---------------------------------------------------------------------
+ */
+
+/* Lane i asks for box i % 8 (sixteen keys) of panel i / 8. */
+template <int HD> struct kv_asker {
+    typedef hopper_config<HD> C;
+    const hopper_shared<HD> &m;
+    const CUtensorMap *k_map, *v_map;
+    const attn_shape &shape;
+    ring_place<STAGES> k_at, v_at;
+    int tail_phase;
+
+    __device__ __forceinline__ void ask(unsigned char *to, const CUtensorMap *map, int row,
+                                        uint64_t *bar) const
+    {
+        const int lane = threadIdx.x % 32;
+        if (lane == 0)
+            barrier_expect(bar, C::TILE_BYTES);
+        __syncwarp();
+        if (lane < 8 * C::PANELS)
+            box_copy(to + lane / 8 * PANEL + lane % 8 * 16 * 128, map, lane / 8 * 64, row, bar);
+    }
+
+    /* Rows n..., up to the next sixteen, of a tile of V become zero. */
+    __device__ __forceinline__ void clear(unsigned char *v, int n) const
+    {
+        const int lane = threadIdx.x % 32, bytes = (16 - n % 16) * 128;
+#pragma unroll
+        for (int p = 0; p < C::PANELS; p++)
+            for (int i = lane * 16; i < bytes; i += 32 * 16)
+                *(uint4 *)(v + p * PANEL + n * 128 + i) = make_uint4(0, 0, 0, 0);
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        __syncwarp();
+    }
+
+    __device__ __forceinline__ void ask_k(int row)
+    {
+        barrier_wait(m.b->k_empty + k_at.slot, k_at.phase ^ 1);
+        ask(m.k + k_at.slot * C::TILE_BYTES, k_map, row, m.b->k_full + k_at.slot);
+        k_at.next();
+    }
+
+    __device__ __forceinline__ void ask_v(int row, int n_keys)
+    {
+        unsigned char *to = m.v + v_at.slot * C::TILE_BYTES;
+        uint64_t *full = m.b->v_full + v_at.slot;
+        barrier_wait(m.b->v_empty + v_at.slot, v_at.phase ^ 1);
+        bool tail = n_keys < ATTN_TILE && n_keys % 16;
+        ask(to, v_map, row, tail ? &m.b->tail : full);
+        if (tail) {
+            barrier_wait(&m.b->tail, tail_phase);
+            tail_phase ^= 1;
+            clear(to, n_keys);
+            if (threadIdx.x % 32 == 0)
+                barrier_arrive(full);
+        }
+        v_at.next();
+    }
+
+    /* Row of the cache where this lane's sixteen keys begin, or one that is outside of it. */
+    __device__ __forceinline__ int row_of(const int32_t *block, int kv_head, int tile,
+                                          int kv_len) const
+    {
+        int key = tile * ATTN_TILE + threadIdx.x % 8 * 16;
+        int row = key < kv_len ? key_row(block, key, kv_head, shape) : NOWHERE;
+        return row == NOWHERE ? -16 : row;
+    }
+
+    __device__ void run(const item &w, const int32_t *blocks)
+    {
+        const int32_t *block = blocks + w.block_start;
+        int row = row_of(block, w.kv_head, w.first_tile, w.kv_len);
+        int row_next = row_of(block, w.kv_head, w.first_tile + 1, w.kv_len);
+        ask_k(row);
+        for (int t = w.first_tile; t < w.end_tile; t++) {
+            int row_later = row_of(block, w.kv_head, t + 2, w.kv_len);
+            if (t + 1 < w.end_tile)
+                ask_k(row_next);
+            ask_v(row, w.kv_len - t * ATTN_TILE);
+            row = row_next;
+            row_next = row_later;
+        }
+    }
+};
+
+static const int Q_WARPS = 2;
+
+/* Q_WARPS warps copy the item's queries; rows and columns that there are none of become zeros. */
+template <int HD>
+__device__ void bring_queries(unsigned char *q, const bf16 *qkv, const item &w,
+                              const attn_shape &shape)
+{
+    const int group = shape.n_heads / shape.n_kv_heads, pieces = HD / 8;
+    const size_t width = (size_t)(shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim;
+    for (int i = threadIdx.x % (Q_WARPS * 32); i < ROWS * pieces; i += Q_WARPS * 32) {
+        int r = i / pieces, c = i % pieces, row = w.first_row + r, token = row / group;
+        bool there = token < w.n_tokens && c * 8 < shape.head_dim;
+        size_t head = (size_t)w.kv_head * group + row % group;
+        const bf16 *from = qkv;
+        if (there)
+            from += (w.first + token) * width + head * shape.head_dim + c * 8;
+        cp_async16(q + c / 8 * PANEL + r * 128 + (c % 8 ^ r % 8) * 16, from, there);
+    }
+    cp_async_commit();
+    cp_async_wait<0>();
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/* ---- the warpgroups that multiply -------------------------------------------------------------
+ */
+
+template <int HD> struct multiplier {
+    typedef hopper_config<HD> C;
+    const hopper_shared<HD> &m;
+    const attn_shape &shape;
+    float factor;
+    bool bent;
+    int group; /* 0 or 1 */
+    ring_place<STAGES> k_at, v_at;
+    int pos[2]; /* of rows g and g + 8 */
+    float o[HD / 8][4];
+    unsigned p[ATTN_TILE / 16][4];
+    row_pair t, sum;
+    float4 *kept; /* o of the chunks so far */
+    bool has_kept;
+
+    __device__ __forceinline__ int in_group() const
+    {
+        return shape.n_heads / shape.n_kv_heads;
+    }
+
+    /* Row g or g + 8 of this warp, among those of the item's tokens. */
+    __device__ __forceinline__ int row_of(const item &w, int h) const
+    {
+        return w.first_row + group * 64 + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4 + 8 * h;
+    }
+
+    __device__ __forceinline__ int head_of(const item &w, int h) const
+    {
+        return w.kv_head * in_group() + row_of(w, h) % in_group();
+    }
+
+    __device__ __forceinline__ void arrive(uint64_t *b) const
+    {
+        if (threadIdx.x % 32 == 0)
+            barrier_arrive(b);
+    }
+
+    /* s = q k^T of the next tile of K, under way when this returns. */
+    __device__ __forceinline__ void begin_scores(tile_scores &s)
+    {
+        barrier_wait(m.b->k_full + k_at.slot, k_at.phase);
+        unsigned q = shared_address(m.q) + group * 64 * 128;
+        unsigned k = shared_address(m.k + k_at.slot * C::TILE_BYTES);
+        wgmma_fence();
+#pragma unroll
+        for (int d = 0; d < HD / 16; d++) {
+            int at = d / 4 * PANEL + d % 4 * 32;
+            wgmma(s, operand(q + at, 16), operand(k + at, 16), d > 0);
+        }
+        wgmma_commit();
+    }
+
+    __device__ __forceinline__ void end_scores()
+    {
+        arrive(m.b->k_empty + k_at.slot);
+        k_at.next();
+    }
+
+    /* o += P V of the next tile of V, or = where a chunk begins. */
+    __device__ __forceinline__ void begin_values(bool first)
+    {
+        barrier_wait(m.b->v_full + v_at.slot, v_at.phase);
+        unsigned v = shared_address(m.v + v_at.slot * C::TILE_BYTES);
+        wgmma_fence();
+#pragma unroll
+        for (int j = 0; j < ATTN_TILE / 16; j++)
+            wgmma(o, p[j], operand(v + j * 16 * 128, PANEL), j > 0 || !first);
+        wgmma_commit();
+    }
+
+    __device__ __forceinline__ void end_values()
+    {
+        arrive(m.b->v_empty + v_at.slot);
+        v_at.next();
+    }
+
+    __device__ __forceinline__ void mask(tile_scores &s, const item &w, int tile) const
+    {
+        bool masked = tile < w.clear_first || tile >= w.clear_end;
+        if (!bent && !masked)
+            return;
+        const int head[2] = {bent ? head_of(w, 0) : 0, bent ? head_of(w, 1) : 0};
+        mask_tile(s, shape, pos, head, tile * ATTN_TILE, w.kv_len, bent, masked);
+    }
+
+    /* m and l of a chunk that is over join those before it; f: what o needs. */
+    __device__ __forceinline__ void end_chunk(fold_factors (&f)[2])
+    {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            f[h] = fold_max(sum.m[h], t.m[h]);
+            sum.l[h] = fold(sum.l[h], row_sum(t.l[h]), f[h]);
+        }
+        t.clear();
+    }
+
+    /* o of a chunk that is over joins those before it. `last`: it stays in o. */
+    __device__ __forceinline__ void fold_values(const fold_factors (&f)[2], bool last)
+    {
+        if (has_kept)
+#pragma unroll
+            for (int d = 0; d < HD / 8; d++) {
+                float4 old = kept[d * GROUP_THREADS];
+                o[d][0] = fold(old.x, o[d][0], f[0]);
+                o[d][1] = fold(old.y, o[d][1], f[0]);
+                o[d][2] = fold(old.z, o[d][2], f[1]);
+                o[d][3] = fold(old.w, o[d][3], f[1]);
+            }
+        has_kept = !last;
+        if (!last)
+#pragma unroll
+            for (int d = 0; d < HD / 8; d++)
+                kept[d * GROUP_THREADS] = make_float4(o[d][0], o[d][1], o[d][2], o[d][3]);
+    }
+
+    __device__ __forceinline__ void rescale(const fold_factors (&f)[2])
+    {
+        if (!__any_sync(0xffffffffu, f[0].before != 1.f || f[1].before != 1.f))
+            return;
+#pragma unroll
+        for (int d = 0; d < HD / 8; d++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                o[d][e] = __fmul_rn(o[d][e], f[e / 2].before);
+    }
+
+    __device__ __forceinline__ void pack(const tile_scores &s)
+    {
+#pragma unroll
+        for (int j = 0; j < ATTN_TILE / 16; j++)
+            pack_weights(p[j], s, j);
+    }
+
+    __device__ void write(bf16 *out, const item &w) const
+    {
+        for (int h = 0; h < 2; h++) {
+            int token = row_of(w, h) / in_group();
+            if (token >= w.n_tokens)
+                continue;
+            float part = __frcp_rn(sum.l[h]);
+            bf16 *to =
+                out + ((size_t)(w.first + token) * shape.n_heads + head_of(w, h)) * shape.head_dim;
+#pragma unroll
+            for (int d = 0; d < HD / 8; d++) {
+                int at = d * 8 + threadIdx.x % 4 * 2;
+                if (at < shape.head_dim)
+                    *(unsigned *)(to + at) =
+                        pack_bf16(result(o[d][2 * h], part), result(o[d][2 * h + 1], part));
+            }
+        }
+    }
+
+    __device__ __forceinline__ void run(const item &w, int q_phase)
+    {
+        fold_factors f[2]; /* o's, for a chunk that is over or for the next tile */
+        tile_scores s;
+        float raise[2];
+        bool over = false;
+        pos[0] = w.lowest + row_of(w, 0) / in_group();
+        pos[1] = w.lowest + row_of(w, 1) / in_group();
+        t.clear();
+        sum.clear();
+        has_kept = false;
+        barrier_wait(&m.b->q_full, q_phase);
+        begin_scores(s);
+        wgmma_wait<0>();
+        end_scores();
+        mask(s, w, w.first_tile);
+        weigh_tile(s, t, raise, factor);
+        pack(s);
+        const int last = w.end_tile - 1;
+        bool fresh = true; /* o holds nothing of this chunk */
+#pragma unroll 1
+        for (int tile = w.first_tile; tile < last; tile++) {
+            begin_scores(s);
+            if (over)
+                fold_values(f, false);
+            else if (!fresh)
+                rescale(f);
+            begin_values(fresh);
+            wgmma_wait<1>();
+            end_scores();
+            over = fresh = (tile + 1) % TILES_PER_CHUNK == 0;
+            if (over)
+                end_chunk(f);
+            mask(s, w, tile + 1);
+            weigh_tile(s, t, raise, factor);
+            if (!over) {
+                f[0].before = raise[0];
+                f[1].before = raise[1];
+            }
+            wgmma_wait<0>();
+            end_values();
+            pack(s);
+        }
+        arrive(&m.b->q_empty);
+        if (over)
+            fold_values(f, false);
+        else if (!fresh)
+            rescale(f);
+        end_chunk(f);
+        begin_values(fresh);
+        wgmma_wait<0>();
+        end_values();
+        fold_values(f, true);
+    }
+};
+
+/* ---- the block --------------------------------------------------------------------------------
+ */
+
+/* The next item, once it is there, until it is given back. */
+__device__ __forceinline__ const item &take_item(hopper_barriers *b, const ring_place<ITEMS> &at)
+{
+    barrier_wait(b->item_full + at.slot, at.phase);
+    return b->items[at.slot];
+}
+
+__device__ __forceinline__ void give_back(hopper_barriers *b, ring_place<ITEMS> &at)
+{
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        barrier_arrive(b->item_empty + at.slot);
+    at.next();
+}
+
+/* Looks items up ahead of those who need them: one lane. The last ticket sets the counter back. */
+__device__ void hand_out(hopper_barriers *b, const step_arrays &a, const attn_shape &shape,
+                         const attn_plan &plan, int parts)
+{
+    const int n_items = plan.n_tiles * shape.n_kv_heads * parts;
+    ring_place<ITEMS> at = {0, 0};
+    for (;;) {
+        item w = {};
+        int ticket = atomicAdd(plan.ticket, 1);
+        if (ticket < n_items)
+            w.look_up(ticket, a, shape, plan, parts);
+        else if (ticket == n_items + (int)gridDim.x - 1)
+            *plan.ticket = 0;
+        barrier_wait(b->item_empty + at.slot, at.phase ^ 1);
+        b->items[at.slot] = w;
+        barrier_arrive(b->item_full + at.slot);
+        at.next();
+        if (ticket >= n_items)
+            return;
+    }
+}
+
+__device__ __forceinline__ void init_barriers(hopper_barriers *b)
+{
+    const int readers = 2 * GROUP_THREADS / 32;
+    barrier_init(&b->q_full, Q_WARPS * 32);
+    barrier_init(&b->q_empty, readers);
+    barrier_init(&b->tail, 1);
+    for (int i = 0; i < STAGES; i++) {
+        barrier_init(b->k_full + i, 1);
+        barrier_init(b->v_full + i, 1);
+        barrier_init(b->k_empty + i, readers);
+        barrier_init(b->v_empty + i, readers);
+    }
+    for (int i = 0; i < ITEMS; i++) {
+        barrier_init(b->item_full + i, 1);
+        barrier_init(b->item_empty + i, readers + Q_WARPS + 1);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+#endif
+
+template <int HD>
+__global__ void __launch_bounds__(THREADS, 1)
+    hopper_kernel(bf16 *out, const bf16 *qkv, step_arrays a, attn_shape shape, attn_plan plan,
+                  int parts, const __grid_constant__ CUtensorMap k_map,
+                  const __grid_constant__ CUtensorMap v_map)
+{
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    extern __shared__ __align__(1024) unsigned char raw_shared[]; /* for swizzled boxes */
+    hopper_shared<HD> m(raw_shared);
+    ring_place<ITEMS> at = {0, 0};
+    if (threadIdx.x == 0)
+        init_barriers(m.b);
+    __syncthreads();
+    begin();
+    if (threadIdx.x < GROUP_THREADS) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        if (threadIdx.x < 32) {
+            asm volatile("fence.proxy.async.global;" ::: "memory");
+            kv_asker<HD> ask = {m, &k_map, &v_map, shape, {0, 0}, {0, 0}, 0};
+            while (take_item(m.b, at).n_tokens) {
+                ask.run(m.b->items[at.slot], a.block);
+                give_back(m.b, at);
+            }
+        } else if (threadIdx.x == 32) {
+            hand_out(m.b, a, shape, plan, parts);
+        } else if (threadIdx.x >= 64) {
+            int phase = 1;
+            for (; take_item(m.b, at).n_tokens; phase ^= 1) {
+                barrier_wait(&m.b->q_empty, phase);
+                bring_queries<HD>(m.q, qkv, m.b->items[at.slot], shape);
+                barrier_arrive(&m.b->q_full);
+                give_back(m.b, at);
+            }
+        }
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        multiplier<HD> mul = {m, shape, score_factor(shape), is_bent(shape)};
+        mul.group = threadIdx.x / GROUP_THREADS - 1;
+        mul.kept = m.sum + mul.group * (HD / 8) * GROUP_THREADS + threadIdx.x % GROUP_THREADS;
+        int phase = 0;
+        for (; take_item(m.b, at).n_tokens; phase ^= 1) {
+            mul.run(m.b->items[at.slot], phase);
+            mul.write(out, m.b->items[at.slot]);
+            give_back(m.b, at);
+        }
+    }
+#endif
+}
+
+/* Rows of the cache are heads of tokens; block numbers keep within it. */
+static bool kv_map(CUtensorMap *map, const void *data, int head_dim)
+{
+    return rows_map(map, data, 1 << 30, head_dim, false, 16);
+}
+
+template <int HD>
+static bool launch(cudaStream_t s, bf16 *out, const bf16 *qkv, const kv_cache &kv,
+                   const step_arrays &a, const attn_shape &shape, const attn_plan &plan)
+{
+    const int rows = plan.tokens_per_tile * (shape.n_heads / shape.n_kv_heads);
+    const int parts = (rows + ROWS - 1) / ROWS, items = plan.n_tiles * shape.n_kv_heads * parts;
+    CUtensorMap k_map, v_map;
+    if (!kv_map(&k_map, kv.k, shape.head_dim) || !kv_map(&v_map, kv.v, shape.head_dim))
+        return false;
+    static bool allowed;
+    if (!allowed)
+        cudaFuncSetAttribute(hopper_kernel<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             hopper_config<HD>::SHARED);
+    allowed = true;
+    launch_after(s, hopper_kernel<HD>, dim3(items < plan.n_sms ? items : plan.n_sms), dim3(THREADS),
+                 hopper_config<HD>::SHARED, out, qkv, a, shape, plan, parts, k_map, v_map);
+    return true;
+}
+
+extern "C" bool launch_attention_hopper(cuda_stream s, void *out, const void *qkv,
+                                        const struct kv_cache *kv, const struct step_arrays *a,
+                                        const struct attn_shape *shape,
+                                        const struct attn_plan *plan)
+{
+    bf16 *to = (bf16 *)out;
+    const bf16 *from = (const bf16 *)qkv;
+    if (shape->head_dim > 128)
+        return false;
+    return shape->head_dim > 64 ? launch<128>(s, to, from, *kv, *a, *shape, *plan)
+                                : launch<64>(s, to, from, *kv, *a, *shape, *plan);
+}
