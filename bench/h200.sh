@@ -36,7 +36,7 @@ latency() {
 }
 
 part_check() {
-    for test in sample narrow fp8 pebble families; do "$bin/gpu_$test"; done
+    for test in sample narrow fp8 attention pebble families; do "$bin/gpu_$test"; done
     for test in api_pebble families encoders invariance; do "$bin/golden_$test" cuda; done
     "$bin/unit_fp8_checkpoint" cuda
 }

@@ -1,5 +1,6 @@
 /* The CUDA kernels' speed against their floors: bytes over bandwidth, operations over the rate that
- * cuBLASLt reaches. Prints a table; checks nothing but that launches succeed.
+ * cuBLASLt reaches. Prints a table; checks nothing but that launches succeed. With the argument
+ * "attention", attention alone.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/device.h"
 
@@ -153,7 +154,8 @@ static void run_attention(struct device *d, int i, void *ctx)
     ops->attention(d, a->out, a->qkv, &spec);
 }
 
-static void attention(struct device *d, int n_seqs, int q_len, int kv, double bandwidth)
+static void attention(struct device *d, int n_seqs, int q_len, int kv, enum wformat format,
+                      double bandwidth)
 {
     struct sl_err err = {0};
     int per_seq = (kv + 15) / 16, n_blocks = per_seq * n_seqs, tokens = n_seqs * q_len;
@@ -163,11 +165,15 @@ static void attention(struct device *d, int n_seqs, int q_len, int kv, double ba
     layers[1].layer_in_group = 1;
     struct kv_layout layout = {.n_groups = 1, .block_size = 16, .n_blocks = n_blocks};
     layout.group[0].n_layers = 2;
-    if (ops->kv_create(d, &layout, layers, 2, W_BF16, &err))
+    if (ops->kv_create(d, &layout, layers, 2, format, &err))
         die(err.msg);
     for (int l = 0; l < 2; l++) {
         fill(d->kv[0][l].k, (size_t)n_blocks * d->block_bytes[0]);
         fill(d->kv[0][l].v, (size_t)n_blocks * d->block_bytes[0]);
+        if (format == W_FP8) {
+            fill(d->kv[0][l].k_scale, (size_t)n_blocks * d->scale_bytes[0]);
+            fill(d->kv[0][l].v_scale, (size_t)n_blocks * d->scale_bytes[0]);
+        }
     }
     struct batch_limits limits = {.max_tokens = tokens,
                                   .max_seqs = n_seqs,
@@ -196,10 +202,12 @@ static void attention(struct device *d, int n_seqs, int q_len, int kv, double ba
         die(err.msg);
     double us = measure(d, run_attention, &a);
     double pairs = (double)n_seqs * ((double)q_len * kv - (double)q_len * (q_len - 1) / 2);
-    double flops = pairs * 32 * 128 * 4, bytes = (double)n_seqs * kv * 8 * 128 * 2 * 2;
-    printf("attention %3d x q %4d kv %5d: %8.1f us, %6.0f TFLOP/s, KV bytes at %3.0f %% of "
+    double flops = pairs * 32 * 128 * 4,
+           bytes = (double)n_seqs * kv * 8 * 128 * 2 * (format == W_FP8 ? 1 : 2);
+    printf("attention%s %3d x q %4d kv %5d: %8.1f us, %6.0f TFLOP/s, KV bytes at %3.0f %% of "
            "bandwidth\n",
-           n_seqs, q_len, kv, us, flops / us / 1e6, 100 * bytes / bandwidth * 1e6 / us);
+           format == W_FP8 ? ", FP8 cache" : "", n_seqs, q_len, kv, us, flops / us / 1e6,
+           100 * bytes / bandwidth * 1e6 / us);
     if (ops->end(d, &err))
         die(err.msg);
     cudaFree(a.qkv);
@@ -207,8 +215,9 @@ static void attention(struct device *d, int n_seqs, int q_len, int kv, double ba
     batch_destroy(&a.b);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    const char *part = argc > 1 ? argv[1] : "";
     struct sl_err err = {0};
     struct device *d;
     if (cuda_device_create(&ops, &d, &err))
@@ -229,13 +238,16 @@ int main(void)
     cudaFree(big.w[0].data);
     cudaFree(big.x);
     cudaFree(big.y);
-    products(d, bandwidth, rate);
-    attention(d, 1, 1, 1024, bandwidth);
-    attention(d, 64, 1, 1024, bandwidth);
-    attention(d, 64, 1, 4096, bandwidth);
-    attention(d, 256, 1, 1024, bandwidth);
-    attention(d, 8, 2048, 2048, bandwidth);
-    attention(d, 1, 8192, 8192, bandwidth);
+    if (strcmp(part, "attention"))
+        products(d, bandwidth, rate);
+    static const int shape[][3] = {{1, 1, 1024},   {1, 1, 8192},    {1, 1, 32768},
+                                   {16, 1, 1024},  {64, 1, 1024},   {64, 1, 4096},
+                                   {256, 1, 1024}, {8, 2048, 2048}, {1, 512, 512},
+                                   {1, 512, 4096}, {1, 8192, 8192}, {1, 16384, 16384}};
+    for (size_t i = 0; i < sizeof shape / sizeof *shape; i++) {
+        attention(d, shape[i][0], shape[i][1], shape[i][2], W_BF16, bandwidth);
+        attention(d, shape[i][0], shape[i][1], shape[i][2], W_FP8, bandwidth);
+    }
     ops->destroy(d);
     return 0;
 }
