@@ -13,7 +13,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/common.cuh"
 
-static const int FEW_WARPS = 4, FEW_RING = 24 << 10; /* bytes of a warp */
+static const int FEW_WARPS = 4, FEW_RING = 48 << 10; /* bytes of a warp */
 static const int MANY_ROWS = 128, MANY_STAGES = 3, MANY_STAGE = 2 * 128 * 128;
 static const int ROUTE_WARPS = 8, SORT_THREADS = 1024;
 static const int LONE_EXPERTS = 32;
@@ -189,11 +189,10 @@ template <int N> __global__ void __launch_bounds__(1024) route_and_sort_kernel(m
     __shared__ counted c;
     __shared__ int expert[FUSED_PAIRS];
     const int n_pairs = a.rows * a.top_k;
+    a.expert = expert; /* nobody else reads it */
     for (int r = threadIdx.x / 32; r < a.rows; r += blockDim.x / 32)
         route_row<N>(a, r);
     __syncthreads();
-    for (int i = threadIdx.x; i < n_pairs; i += blockDim.x)
-        expert[i] = a.expert[i];
     count_experts(c, a);
     for (int e = threadIdx.x; e < a.n_experts; e += blockDim.x)
         write_tiles(c, a, e);
@@ -306,39 +305,53 @@ static bool is_lone(const moe_args &a)
 /* ---- the weighted sum -------------------------------------------------------------------------
  */
 
-__device__ __forceinline__ float mixed(const moe_args &a, int r, int col)
+/* sum += w * eight bf16. */
+__device__ __forceinline__ void add_eight(float (&sum)[8], float w, const void *from, size_t at)
 {
-    const bf16 *sub = (const bf16 *)a.sub;
-    float sum = 0;
+    bf16x8 v = *(const bf16x8 *)((const bf16 *)from + at);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float2 two = __bfloat1622float2(v.v[i]);
+        sum[2 * i] = __fmaf_rn(w, two.x, sum[2 * i]);
+        sum[2 * i + 1] = __fmaf_rn(w, two.y, sum[2 * i + 1]);
+    }
+}
+
+/* Eight values of row r; hidden % 8 == 0. */
+__device__ __forceinline__ void mix_eight(const moe_args &a, int r, int col)
+{
+    const size_t at = (size_t)r * a.hidden + col;
+    float sum[8] = {0, 0, 0, 0, 0, 0, 0, 0};
 #pragma unroll 4
     for (int k = 0; k < a.top_k; k++) {
         int pair = a.pair_of[r * a.top_k + k];
         if (pair >= 0)
-            sum =
-                __fmaf_rn(a.weight[r * a.top_k + k], to_f(sub[(size_t)pair * a.hidden + col]), sum);
+            add_eight(sum, a.weight[r * a.top_k + k], a.sub, (size_t)pair * a.hidden + col);
     }
     if (a.shared)
-        sum = __fmaf_rn(a.shared_gate ? a.shared_weight[r] : 1.f,
-                        to_f(((const bf16 *)a.shared)[(size_t)r * a.hidden + col]), sum);
-    return sum;
-}
-
-__device__ __forceinline__ void put_mixed(const moe_args &a, int r, int col)
-{
-    size_t at = (size_t)r * a.hidden + col;
-    bf16 y = to_bf(mixed(a, r, col));
-    if (a.residual)
-        a.residual[at] = __fmaf_rn(to_f(y), a.add_scale, a.residual[at]);
-    else
-        ((bf16 *)a.out)[at] = y;
+        add_eight(sum, a.shared_gate ? a.shared_weight[r] : 1.f, a.shared, at);
+    bf16x8 y;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        y.v[i] = __floats2bfloat162_rn(sum[2 * i], sum[2 * i + 1]);
+    if (!a.residual) {
+        *(bf16x8 *)((bf16 *)a.out + at) = y;
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float2 *h = (float2 *)(a.residual + at) + i, was = *h, two = __bfloat1622float2(y.v[i]);
+        *h =
+            make_float2(__fmaf_rn(two.x, a.add_scale, was.x), __fmaf_rn(two.y, a.add_scale, was.y));
+    }
 }
 
 /* One block a row. */
 __global__ void __launch_bounds__(256) mix_kernel(moe_args a)
 {
     begin();
-    for (int i = threadIdx.x; i < a.hidden; i += blockDim.x)
-        put_mixed(a, blockIdx.x, i);
+    for (int i = threadIdx.x * 8; i < a.hidden; i += blockDim.x * 8)
+        mix_eight(a, blockIdx.x, i);
 }
 
 /* ---- products of a few rows -------------------------------------------------------------------
@@ -550,8 +563,8 @@ __global__ void __launch_bounds__(FEW_WARPS * 32) few_kernel(moe_args a, bool lo
         return;
     __syncthreads();
     const int first = t.first_group * 16, width = min(t.groups * 16, a.hidden - first);
-    for (int i = threadIdx.x; i < a.rows * width; i += FEW_WARPS * 32)
-        put_mixed(a, i / width, first + i % width);
+    for (int i = threadIdx.x * 8; i < a.rows * width; i += FEW_WARPS * 32 * 8)
+        mix_eight(a, i / width, first + i % width);
 }
 
 /* ---- products of many rows --------------------------------------------------------------------
