@@ -353,6 +353,10 @@ static uint64_t run_mix(const struct mix *m, int n_requests, uint64_t seed)
     cfg.max_num_batched_tokens = m->budget;
     cfg.enable_prefix_caching = m->caching;
     cfg.layout.n_blocks = m->n_blocks;
+    cfg.layout.n_host_blocks = m->n_blocks / 2;
+    cfg.swap = cfg.offload = true;
+    cfg.host_bytes_per_s = 1e12;
+    cfg.token_ns = 1e6;
     cfg.max_model_len = MAX_LEN - 1;
     if (m->window) {
         cfg.layout.n_groups = 2;

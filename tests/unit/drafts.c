@@ -289,6 +289,10 @@ static struct sched_config random_config(uint64_t *seed)
     cfg.max_num_partial_prefills = 1 + (int)(next_random(seed) % 3);
     cfg.enable_prefix_caching = next_random(seed) % 4 != 0;
     cfg.layout.n_blocks = 42 + (int)(next_random(seed) % 60); /* preemption is common */
+    cfg.layout.n_host_blocks = next_random(seed) % 2 ? 40 : 0;
+    cfg.swap = cfg.offload = cfg.layout.n_host_blocks > 0;
+    cfg.host_bytes_per_s = 1e12;
+    cfg.token_ns = 1e6;
     if (next_random(seed) % 2) {
         cfg.layout.n_groups = 2;
         cfg.layout.group[1] = (struct kv_group){.n_layers = 1, .bytes_per_token = 8, .window = 24};
