@@ -268,7 +268,7 @@ const struct flag flag_table[] = {
     {KV_ROW(FLAG_STRING, "kv-cache-dtype"), AT(engine.kv_cache_dtype), .meta = "TYPE",
      .shown = "auto",
      .help = "Type of keys and values: auto (the model's), bfloat16, float16, "
-             "float32, or int8 on the CPU."},
+             "float32, int8 on the CPU, fp8 on CUDA."},
     {KV_ROW(FLAG_FLOAT, "gpu-memory-utilization"), AT(engine.gpu_memory_utilization),
      .shown = "0.92", .help = "Share of a GPU's memory to use, weights included."},
     {KV_ROW(FLAG_STRING, "prefix-caching-hash-algo"), .state = FLAG_NO_EFFECT, NOT_STORED,
