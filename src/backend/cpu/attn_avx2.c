@@ -3,10 +3,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/mac_avx2.h"
 
-INLINE bool is_pair(enum wformat f)
-{
-    return f == W_BF16 || f == MAC_I8_PAIRS;
-}
+#include "backend/cpu/attn_body.h"
 
 INLINE void qk_rows(float *s, size_t s_stride, const char *q, size_t q_stride, const char *tile,
                     int hd, enum wformat f, const int rows)
@@ -92,30 +89,4 @@ INLINE void pv_all(float *o, size_t o_stride, const void *p, size_t p_stride, in
     }
 }
 
-#define ATTENTION(NAME, FORMAT)                                                             \
-    static void qk_##NAME##_avx2(float *s, size_t s_stride, const void *q, size_t q_stride, \
-                                 int rows, const struct tiles *k, int n_tiles, int hd)      \
-    {                                                                                       \
-        qk_all(s, s_stride, q, q_stride, rows, k, n_tiles, hd, FORMAT);                     \
-    }                                                                                       \
-    static void pv_##NAME##_avx2(float *o, size_t o_stride, const void *p, size_t p_stride, \
-                                 int rows, const struct tiles *v, int lo, int hi, int hd)   \
-    {                                                                                       \
-        pv_all(o, o_stride, p, p_stride, rows, v, lo, hi, hd, FORMAT);                      \
-    }
-ATTENTION(f32, W_F32)
-ATTENTION(f16, W_F16)
-ATTENTION(bf16, W_BF16)
-ATTENTION(i8, MAC_I8_PAIRS)
-
-void attn_avx2_fill(struct cpu_kernels *k)
-{
-    k->qk[W_F32] = qk_f32_avx2;
-    k->qk[W_F16] = qk_f16_avx2;
-    k->qk[W_BF16] = qk_bf16_avx2;
-    k->qk[W_I8] = qk_i8_avx2;
-    k->pv[W_I8] = pv_i8_avx2;
-    k->pv[W_F32] = pv_f32_avx2;
-    k->pv[W_F16] = pv_f16_avx2;
-    k->pv[W_BF16] = pv_bf16_avx2;
-}
+ATTENTION_LEVEL(avx2)
