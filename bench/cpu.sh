@@ -6,6 +6,7 @@
 #     THREADS=1 bench/cpu.sh                    CPU time is measured, which other load hardly enters
 #     PARTS="kernels steps" bench/cpu.sh        of: kernels steps threads dnnl llama
 #     KEEP=DIR bench/cpu.sh                     raw figures stay in DIR, parts not run come from there
+#     RESULT=FILE.json bench/cpu.sh             in place of bench/results/cpu.json
 #     LLAMA_BIN=DIR bench/cpu.sh                against llama.cpp: llama-bench, llama-batched-bench
 #                                               and llama-quantize are in DIR
 #
@@ -57,6 +58,7 @@ llama() { # format: q8_0, q4_0 or bf16, in turn with our steps
     done
 }
 
+sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo | head -1 > "$out/machine.txt"
 "$build/sluice" bench ceilings --threads "$threads" --output-json "$out/ceilings.json"
 if has kernels; then
     for what in bf16 int8 int4 attention; do
@@ -81,4 +83,4 @@ if has llama; then
         echo "llama.cpp: skipped (LLAMA_BIN is not set)"
     fi
 fi
-python3 bench/cpu_report.py "$out" bench/results/cpu.json "$(git rev-parse --short HEAD)"
+python3 bench/cpu_report.py "$out" "${RESULT:-bench/results/cpu.json}" "$(git rev-parse --short HEAD)"

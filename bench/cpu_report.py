@@ -255,8 +255,8 @@ def report(folder, target, commit):
     thread_rows(t, raw, threads)
     llama_rows(t, raw)
     dnnl_rows(t, raw)
-    with open("/proc/cpuinfo", encoding="utf-8") as f:
-        machine = re.search(r"model name\s*: (.*)", f.read()).group(1)
+    with open(raw.path("machine.txt"), encoding="utf-8") as f:
+        machine = f.read().strip()
     result = {"machine": f"{machine}, {threads} threads, {ceilings['isa']}", "commit": commit,
               "date": datetime.date.today().isoformat(), "ceilings": ceilings, "rows": t.rows}
     os.makedirs(os.path.dirname(target), exist_ok=True)
