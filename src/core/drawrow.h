@@ -18,11 +18,12 @@
 enum { DRAW_WORDS_MAX = 256, DRAW_TOP_MAX = 24, DRAW_BITS = 40 };
 
 struct draw_row {
-    uint64_t u;      /* 53 random bits */
+    uint64_t seed;   /* of core/race.h, with pos and choice */
     int32_t logit;   /* index into logit_row; -1: this row is not for the device */
     int32_t seq;     /* sequence of the batch whose tokens precede this one */
     int32_t seq_row; /* where in the token table the token goes */
     int32_t pos;     /* position that the token will have */
+    uint32_t choice;
     int32_t n_prompt;
     float temperature; /* 0: the best */
     float min_p_log;   /* log(min_p), -inf: off */

@@ -12,7 +12,7 @@
 enum draft_method { DRAFT_NGRAM, DRAFT_SUFFIX, DRAFT_MODEL };
 
 /* How a guess is verified. COUPLED: the target draws its own token at each place, the draft draws
- * with the same random number, and a guess stands while the two are equal; an answer is bit for bit
+ * with the same noise, and a guess stands while the two are equal; an answer is bit for bit
  * the one without speculation. STANDARD: a guess is kept with probability min(1, p / q), or
  * replaced by a draw from what is left of p (arXiv 2211.17192): the same distribution, other
  * tokens. */

@@ -5,7 +5,7 @@
 #include "base/log.h"
 #include "engine/internal.h"
 #include "engine/pyrepr.h"
-#include "sample/philox.h"
+#include "core/philox.h"
 
 #include <inttypes.h>
 #include <stdio.h>

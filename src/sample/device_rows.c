@@ -2,8 +2,6 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "sample/sampler.h"
 
-#include "sample/philox.h"
-
 #include <math.h>
 #include <string.h>
 
@@ -82,11 +80,12 @@ static struct draw_row describe(const struct sample_row *sr, int seq, struct dra
     const struct seq_params *sp = &q->req->params;
     const struct sl_sampling_params *p = &sp->p;
     struct draw_row r = {
-        .u = philox_bits53(sp->seed, (uint64_t)sr->pos, (uint32_t)q->index, PHILOX_TOKEN),
+        .seed = sp->seed,
         .logit = sr->logit,
         .seq = seq,
         .seq_row = sr->seq_row,
         .pos = sr->pos,
+        .choice = (uint32_t)q->index,
         .n_prompt = q->n_prompt,
         .temperature = p->temperature,
         .min_p_log = p->min_p > 0 ? logf(p->min_p) : -INFINITY,

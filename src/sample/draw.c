@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "sample/draw.h"
 
-#include "core/drawrow.h"
+#include "base/status.h"
 #include "sample/rowmath.h"
 
 #include <math.h>
@@ -80,8 +80,48 @@ int draw_pick(const float *w, int n, uint64_t u)
     return n - 1; /* not reached: target < total */
 }
 
-int32_t draw_token(const struct draw_params *p, float *x, int n, float max, uint64_t u, bool mask,
-                   const struct draw_scratch *s)
+/* draw_pick among the weights under RACE_LIGHT alone, which add up to `total`. */
+static int pick_light(const float *w, int n, uint64_t total, uint64_t u)
+{
+    uint64_t target = (uint64_t)((unsigned __int128)u * total >> 53), acc = 0;
+    int at = 0;
+    for (;; at++) {
+        uint64_t k = draw_weight(w[at]);
+        SL_ASSERT(at < n);
+        if (k < RACE_LIGHT && (acc += k) > target)
+            return at;
+    }
+}
+
+/* Which of n weights comes first; ids (NULL: 0 .. n-1) are ascending, and equal times are the lower
+ * one's. */
+static int race(const float *w, const int32_t *ids, int n, const struct race_key *key)
+{
+    uint64_t light = 0;
+    double best = INFINITY;
+    int at = n - 1;
+    for (int i = 0; i < n; i++) {
+        uint64_t k = draw_weight(w[i]);
+        if (k < RACE_LIGHT) {
+            light += k;
+            continue;
+        }
+        double t = race_time(race_noise(key, ids ? ids[i] : i).wait, k);
+        if (t < best) {
+            best = t;
+            at = i;
+        }
+    }
+    if (light) {
+        struct race_noise all = race_noise(key, -1);
+        if (race_time(all.wait, light) < best)
+            return pick_light(w, n, light, all.pick);
+    }
+    return at;
+}
+
+int32_t draw_token(const struct draw_params *p, float *x, int n, float max,
+                   const struct race_key *key, bool mask, const struct draw_scratch *s)
 {
     float lo = keep_threshold(p, x, n, max, s->top);
     const int32_t *ids = NULL;
@@ -100,7 +140,7 @@ int32_t draw_token(const struct draw_params *p, float *x, int n, float max, uint
     }
     if (p->top_p < 1)
         keep_top_p(s->w, n_kept, p->top_p, s->edge, s->top);
-    int at = draw_pick(s->w, n_kept, u);
+    int at = race(s->w, ids, n_kept, key);
     int32_t token = ids ? ids[at] : at;
     if (mask && (ids || p->top_p < 1)) {
         int j = 0;

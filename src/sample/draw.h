@@ -1,8 +1,8 @@
 /* draw.h - from logits to one token: min_p, top_k, top_p, then a weighted draw.
  *
- * A single uniform number picks the token, along the ids in order: the draw depends on the row and
- * on that number alone. Weights are added as integers (core/drawrow.h), so a device that adds them
- * in another order draws the same token. Nothing is sorted but the values around top_p's edge.
+ * The draw depends on the row and on the key of its noise alone (core/race.h). Weights are added as
+ * integers (core/drawrow.h), so a device that adds them in another order draws the same token.
+ * Nothing is sorted but the values around top_p's edge.
  *
  * Thread: any; scratch is the caller's.
  *
@@ -10,8 +10,9 @@
 #ifndef SL_SAMPLE_DRAW_H
 #define SL_SAMPLE_DRAW_H
 
+#include "core/race.h"
+
 #include <stdbool.h>
-#include <stdint.h>
 
 struct draw_params {
     float min_p; /* 0: off */
@@ -25,10 +26,10 @@ struct draw_scratch {
     int32_t *ids, *top, *edge; /* [n] */
 };
 
-/* x: [n] logits after temperature, with `max` their largest, finite. u: 53 random bits.
+/* x: [n] logits after temperature, with `max` their largest, finite.
  * mask: what min_p, top_k and top_p drop becomes -inf in x. */
-int32_t draw_token(const struct draw_params *p, float *x, int n, float max, uint64_t u, bool mask,
-                   const struct draw_scratch *s);
+int32_t draw_token(const struct draw_params *p, float *x, int n, float max,
+                   const struct race_key *key, bool mask, const struct draw_scratch *s);
 
 /* The same distribution as weights: w[i] is in proportion to the probability of i, exactly 0 for
  * what min_p, top_k and top_p drop. w: [n], may be s->w. Returns their sum. */

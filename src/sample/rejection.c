@@ -1,7 +1,6 @@
 /* Speculative sampling (Leviathan et al., arXiv 2211.17192): whatever a draft's distribution q is,
  * the token has the target's, p.
  * SPDX-License-Identifier: Apache-2.0 */
-#include "sample/philox.h"
 #include "sample/row.h"
 #include "sample/rowmath.h"
 
@@ -66,8 +65,10 @@ int32_t sampler_draft(struct sampler *s, const struct sample_row *sr, const floa
             prob[i] = i == token;
         return token;
     }
-    if (!prob)
-        return draw_token(&dp, s->x, s->n, max, bits(sr, PHILOX_TOKEN), false, &s->draw);
+    if (!prob) {
+        struct race_key key = row_key(sr);
+        return draw_token(&dp, s->x, s->n, max, &key, false, &s->draw);
+    }
     double sum = draw_weights(&dp, s->x, s->n, max, prob, &s->draw);
     int32_t token = draw_pick(prob, s->n, bits(sr, PHILOX_DRAFT));
     for (int i = 0; i < s->n; i++)

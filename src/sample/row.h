@@ -20,6 +20,13 @@ struct sampler {
     struct draw_scratch draw;
 };
 
+/* What noise its token is drawn with: a draft's is that of the model behind it. */
+static inline struct race_key row_key(const struct sample_row *sr)
+{
+    return (struct race_key){sr->seq->req->params.seed, (uint32_t)sr->pos,
+                             (uint32_t)sr->seq->index};
+}
+
 /* The row of sr after processors and temperature: s->x, or `raw` itself where it is greedy and
  * nothing changes it; *raw_max and *max are the largest values of raw and of it. NULL: NaN or
  * infinity from the model, or nothing left to choose from. */

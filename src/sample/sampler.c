@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "sample/sampler.h"
 
-#include "sample/philox.h"
 #include "sample/processors.h"
 #include "sample/row.h"
 #include "sample/rowmath.h"
@@ -226,9 +225,8 @@ static int32_t sample_one(struct sampler *s, const struct sample_row *sr, const 
         token = sampler_verify(s, sr, x_max, processed);
     } else {
         struct draw_params dp = {sp->p.min_p, sp->p.top_k, sp->p.top_p};
-        uint64_t u =
-            philox_bits53(sp->seed, (uint64_t)sr->pos, (uint32_t)sr->seq->index, PHILOX_TOKEN);
-        token = draw_token(&dp, s->x, s->n, x_max, u, processed, &s->draw);
+        struct race_key key = row_key(sr);
+        token = draw_token(&dp, s->x, s->n, x_max, &key, processed, &s->draw);
     }
     if (processed) {
         *row = x;

@@ -2,7 +2,7 @@
  * depends on its own request alone.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "base/mem.h"
-#include "sample/philox.h"
+#include "core/philox.h"
 #include "sample/rowmath.h"
 #include "sample/sampler.h"
 

@@ -8,6 +8,7 @@
  * contracted.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/common.cuh"
+#include "core/race.h"
 
 #include <limits.h>
 
@@ -49,6 +50,7 @@ __device__ __forceinline__ unsigned key_of(float x)
 
 struct draw_shared {
     unsigned long long sum[3][WARPS];
+    double time[WARPS];
     float f[WARPS];
     int id[WARPS];
     int n_list, at, flag;
@@ -130,18 +132,21 @@ struct row_view {
     }
 };
 
-/* What may be drawn: values from lo on, and of their weights those over (w, id). */
+/* What may be drawn: values from lo on, and of their weights those over (w, id) and under `light`.
+ */
 struct kept_set {
     float lo;
     unsigned w; /* bits of the smallest weight kept */
     int id;     /* the last id of those with that weight */
+    u64 light = ~(u64)0;
     __device__ __forceinline__ u64 weight(const row_view &r, float v, int i) const
     {
         if (!(v >= lo))
             return 0;
         float f = r.w(v);
         unsigned b = __float_as_uint(f);
-        return b > w || (b == w && i <= id) ? weight_of(f) : 0;
+        u64 k = b > w || (b == w && i <= id) ? weight_of(f) : 0;
+        return k < light ? k : 0;
     }
 };
 
@@ -432,6 +437,54 @@ __device__ int pick(const row_view &r, const kept_set &kept, u64 u, draw_shared 
     return at;
 }
 
+/* sample/draw.c's race: of the kept tokens the heavy ones each for itself, the light ones as one. */
+__device__ int race(const row_view &r, kept_set kept, const race_key &key, draw_shared &s)
+{
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    u64 light = 0;
+    double best = INFINITY;
+    int at = INT_MAX;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < r.n; i += DRAW_THREADS) {
+        u64 k = kept.weight(r, r.at(i), i);
+        if (k < RACE_LIGHT) {
+            light += k;
+            continue;
+        }
+        double t = race_time(race_noise(&key, i).wait, k);
+        at = t < best ? i : at;
+        best = t < best ? t : best;
+    }
+    for (int o = 16; o; o >>= 1) {
+        double t = __shfl_xor_sync(0xffffffffu, best, o);
+        int i = __shfl_xor_sync(0xffffffffu, at, o);
+        if (t < best || (t == best && i < at)) {
+            best = t;
+            at = i;
+        }
+    }
+    light = sum_one(light, s); /* and s is free */
+    __syncthreads();
+    if (lane == 0) {
+        s.time[warp] = best;
+        s.id[warp] = at;
+    }
+    __syncthreads();
+    for (int w = 0; w < WARPS; w++)
+        if (s.time[w] < best || (s.time[w] == best && s.id[w] < at)) {
+            best = s.time[w];
+            at = s.id[w];
+        }
+    __syncthreads();
+    if (light == 0)
+        return at;
+    struct race_noise noise = race_noise(&key, -1);
+    if (race_time(noise.wait, light) >= best)
+        return at;
+    kept.light = RACE_LIGHT;
+    return pick(r, kept, noise.pick, s);
+}
+
 /* The k best raw logits, best first, ties by id; and what logprobs are made of. */
 __device__ void logprobs(const row_view &raw, int token, int k, float own, draw_result *out,
                          draw_top *top, draw_shared &s)
@@ -526,7 +579,7 @@ __global__ void __launch_bounds__(DRAW_THREADS) draw_kernel(draw_args a)
                 kept.lo = fmaxf(kept.lo, kth_largest(v, r.top_k, own, s));
             if (r.top_p < 1)
                 keep_top_p(v, r.top_p, own, kept, s);
-            token = pick(v, kept, r.u, s);
+            token = race(v, kept, {r.seed, (uint32_t)r.pos, r.choice}, s);
         }
     }
     token = ok ? token : TOKEN_NONE;

@@ -5,10 +5,16 @@
  * draw it is.   Thread: any.
  *
  * SPDX-License-Identifier: Apache-2.0 */
-#ifndef SL_SAMPLE_PHILOX_H
-#define SL_SAMPLE_PHILOX_H
+#ifndef SL_CORE_PHILOX_H
+#define SL_CORE_PHILOX_H
 
 #include <stdint.h>
+
+#ifdef __CUDACC__ /* devices draw too */
+#define PHILOX_FN static __host__ __device__ inline
+#else
+#define PHILOX_FN static inline
+#endif
 
 /* Draws for different purposes at one position must not be correlated. */
 enum philox_purpose {
@@ -19,7 +25,7 @@ enum philox_purpose {
     PHILOX_RESIDUAL /* what stands instead */
 };
 
-static inline void philox4x32(const uint32_t ctr[4], uint64_t seed, uint32_t out[4])
+PHILOX_FN void philox4x32(const uint32_t ctr[4], uint64_t seed, uint32_t out[4])
 {
     uint32_t c0 = ctr[0], c1 = ctr[1], c2 = ctr[2], c3 = ctr[3];
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
@@ -38,8 +44,8 @@ static inline void philox4x32(const uint32_t ctr[4], uint64_t seed, uint32_t out
     out[3] = c3;
 }
 
-static inline uint64_t philox_u64(uint64_t seed, uint64_t position, uint32_t choice,
-                                  enum philox_purpose purpose)
+PHILOX_FN uint64_t philox_u64(uint64_t seed, uint64_t position, uint32_t choice,
+                              enum philox_purpose purpose)
 {
     uint32_t ctr[4] = {(uint32_t)position, (uint32_t)(position >> 32), choice, (uint32_t)purpose};
     uint32_t out[4];
@@ -48,8 +54,8 @@ static inline uint64_t philox_u64(uint64_t seed, uint64_t position, uint32_t cho
 }
 
 /* 53 random bits: as many as a double holds. */
-static inline uint64_t philox_bits53(uint64_t seed, uint64_t position, uint32_t choice,
-                                     enum philox_purpose purpose)
+PHILOX_FN uint64_t philox_bits53(uint64_t seed, uint64_t position, uint32_t choice,
+                                 enum philox_purpose purpose)
 {
     return philox_u64(seed, position, choice, purpose) >> 11;
 }
