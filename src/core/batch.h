@@ -102,12 +102,22 @@ struct pool_row {
     X(pool, struct pool_row, l->max_seqs)                                                        \
     X(copy, struct block_copy, l->max_copies)
 
+/* What the scheduler will want to know of a step when it learns what guessing costs. */
+struct batch_drafts {
+    bool on;       /* guesses were thought to pay */
+    bool ahead;    /* planned while another step was in flight */
+    int n;         /* guesses among its rows */
+    int n_waiting; /* sequences that wait for a step in flight, to be guessed for */
+    int64_t ns;    /* what making the guesses took */
+};
+
 struct batch {
     struct batch_limits limits;
     int n_tokens, n_seqs, n_logits, n_samples, n_plogprobs, n_pools, n_copies;
     uint64_t step;      /* counts from 1 */
     int64_t planned_ns; /* when the plan was made, drafts included */
-    void *memory;       /* one allocation that holds every array */
+    struct batch_drafts drafts;
+    void *memory; /* one allocation that holds every array */
 #define BATCH_FIELD(name, type, len) type *name;
     BATCH_ARRAYS(BATCH_FIELD)
 #undef BATCH_FIELD

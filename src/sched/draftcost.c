@@ -4,13 +4,23 @@
 #include <math.h>
 
 enum { CHUNK = 256 }; /* rows of a typical piece of a prompt */
-enum { EXACT_ROWS = 8, PER_OCTAVE = 4, N_THRESHOLDS = 7, TRY_AGAIN = 64, FREE_ROWS = 16, FEW = 4 };
+enum { EXACT_ROWS = 8, PER_OCTAVE = 4, N_THRESHOLDS = 7, TRY_AGAIN = 256, FREE_ROWS = 16, FEW = 4 };
+enum {
+    TRIAL = 4,          /* decisions: with steps in flight the first ones only wait */
+    MEASURE = 6,        /* steps before a verdict */
+    SMOOTH = 16,        /* steps that the mean is of */
+    REST = 128,         /* decisions, the first time */
+    REST_MAX = 8192,    /* and at most */
+    REMEMBER = 256,     /* measured steps after which steps without are looked at again */
+    REMEMBER_STEPS = 4, /* so many */
+};
 
 static const float threshold_of[N_THRESHOLDS] = {0.8f, 0.6f, 0.45f, 0.3f, 0.2f, 0.1f, 0.05f};
 static const double CLEARLY = 1.05;   /* guessing must promise that much more than not guessing */
 static const double CROWDED = 1.25;   /* and this much where rows cost: estimates err there */
 static const double TRY_LOSS = 0.8;   /* a trial may cost at most this share of a step's tokens */
 static const double WEIGHT = 1.0 / 8; /* of a new measurement */
+static const float PAYS = 1.02f;      /* measured: below it guessing rests */
 
 /* ---- curves ---------------------------------------------------------------------------------- */
 
@@ -85,6 +95,21 @@ int draft_count(int threshold, int level, int max_tokens)
     return n;
 }
 
+/* Were steps of about so many rows seen? */
+static bool is_known(const struct cost_curve *c, int rows)
+{
+    bool seen = false;
+    for (int b = bucket_of(rows / 2); b <= bucket_of(2 * rows); b++)
+        seen |= c->ns[b] > 0;
+    return seen;
+}
+
+static double guessed_ns(const struct draft_cost *c, int rows)
+{
+    bool known = c->guessed.ns[bucket_of(rows)] > 0;
+    return cost_curve_at(known ? &c->guessed : &c->step, rows);
+}
+
 /* Tokens a nanosecond if this threshold is used; *n_rows: guesses that it makes. */
 static double rate_of(const struct draft_cost *c, const struct draft_case *k, int threshold,
                       double decode_ns, double base_ns, int *n_rows)
@@ -100,11 +125,13 @@ static double rate_of(const struct draft_cost *c, const struct draft_case *k, in
         deepest = n > deepest ? n : deepest;
     }
     *n_rows = rows;
+    gain *= 1 - (double)c->missed;
+    rows = (int)ceil(rows * (1 - (double)c->missed));
     if (rows > k->max_rows) { /* those who come last get none */
         gain *= (double)k->max_rows / rows;
         rows = k->max_rows;
     }
-    double more = cost_curve_at(&c->step, k->n_rows + rows) - base_ns;
+    double more = guessed_ns(c, k->n_rows + rows) - base_ns;
     double call = cost_curve_at(&c->call, n_seqs);
     if (call <= 0)
         call = k->cost_share * cost_curve_at(&c->step, n_seqs);
@@ -121,8 +148,8 @@ int draft_choose(struct draft_cost *c, const struct draft_case *k)
     double base_ns = cost_curve_at(&c->step, k->n_rows);
     if (k->max_rows <= 0 || k->n_decodes <= 0)
         return DRAFT_NONE;
-    if (decode_ns <= 0)
-        decode_ns = base_ns = 1; /* nothing is known: the first step tells */
+    if (!is_known(&c->step, k->n_decodes))
+        return DRAFT_NONE; /* the first steps tell what they cost without */
     double without = k->n_decodes / decode_ns, best_rate = 0;
     int best = DRAFT_NONE;
     for (int t = 0; t < N_THRESHOLDS; t++) {
@@ -139,9 +166,59 @@ int draft_choose(struct draft_cost *c, const struct draft_case *k)
     unsigned patience = k->n_decodes > FREE_ROWS ? 4 * TRY_AGAIN : TRY_AGAIN;
     /* Not where a draft model would first have to read everybody's prompt. */
     bool cheap = k->cost_share * k->catch_up_rows <= 0.25 * k->n_decodes;
-    bool again = ++c->n_refused >= patience && cheap && best_rate > TRY_LOSS * without;
-    if (!pays && !again)
+    if (!pays && ++c->n_refused >= patience && cheap && best_rate > TRY_LOSS * without) {
+        c->n_refused = 0;
+        c->n_trial = TRIAL;
+    }
+    if (!pays && c->n_trial <= 0)
         return DRAFT_NONE;
-    c->n_refused = 0;
+    c->n_trial -= c->n_trial > 0;
     return best;
+}
+
+/* ---- what it came to ------------------------------------------------------------------------- */
+
+static struct draft_payoff *payoff_of(struct draft_cost *c, int n_live)
+{
+    int i = 0;
+    while (n_live > 1 && i < CROWD_SIZES - 1) {
+        n_live >>= 1;
+        i++;
+    }
+    return &c->payoff[i];
+}
+
+bool draft_rests(struct draft_cost *c, int n_live)
+{
+    struct draft_payoff *p = payoff_of(c, n_live);
+    if (p->rest <= 0)
+        return false;
+    p->rest--;
+    return true;
+}
+
+void draft_measured(struct draft_cost *c, int n_live, double ratio)
+{
+    struct draft_payoff *p = payoff_of(c, n_live);
+    p->n++;
+    p->ratio += ((float)ratio - p->ratio) / (float)(p->n < SMOOTH ? p->n : SMOOTH);
+    if (p->n < MEASURE)
+        return;
+    if (p->ratio < PAYS) {
+        p->backoff = p->backoff == 0 ? REST : p->backoff < REST_MAX ? 2 * p->backoff : REST_MAX;
+        p->rest = p->backoff;
+        p->n = 0;
+    } else {
+        p->backoff = 0;
+        if (p->n >= REMEMBER) {
+            p->rest = REMEMBER_STEPS;
+            p->n = 0;
+        }
+    }
+}
+
+void draft_found(struct draft_cost *c, int n, int n_found)
+{
+    float missed = (float)(n - n_found) / (float)n;
+    c->missed += (missed - c->missed) * (float)WEIGHT;
 }

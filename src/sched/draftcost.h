@@ -7,6 +7,11 @@
  * are right with probability a brings a^j. Of a few thresholds on a^j the one with the most tokens
  * a second wins, and no guess at all wins unless another one is clearly better.
  *
+ * That is a forecast. What guessing then brings is measured: tokens a second of the steps with
+ * guesses over those that the steps without would have given, the time between two results being a
+ * step's (on a device with steps in flight it holds the wait for the one before). Where it brought
+ * nothing in crowds of that size it rests, twice as long each time.
+ *
  * Thread: its owner's.   Plain data, no allocation.
  *
  * SPDX-License-Identifier: Apache-2.0 */
@@ -16,7 +21,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { COST_BUCKETS = 72, DRAFT_LEVELS = 16, DRAFT_NONE = -1 };
+enum { COST_BUCKETS = 72, DRAFT_LEVELS = 16, DRAFT_NONE = -1, CROWD_SIZES = 16 };
 
 /* Nanoseconds over a number of rows: exact to 8, then four points an octave. */
 struct cost_curve {
@@ -26,10 +31,21 @@ struct cost_curve {
 void cost_curve_add(struct cost_curve *c, int rows, double ns);
 double cost_curve_at(const struct cost_curve *c, int rows); /* 0: nothing is known */
 
+/* What guessing brought in crowds of 2^i to 2^(i + 1) sequences. */
+struct draft_payoff {
+    float ratio;       /* mean, lately: tokens a second over those without */
+    int n;             /* steps measured since it last rested */
+    int rest, backoff; /* decisions for none to come; how many the last time, 0: it pays */
+};
+
 struct draft_cost {
-    struct cost_curve step; /* a step of so many rows */
-    struct cost_curve call; /* one guess each for so many sequences */
-    unsigned n_refused;     /* decisions for no guess, since the last that was for some */
+    struct cost_curve step;    /* a step of so many rows, while nobody is guessed for */
+    struct cost_curve guessed; /* while somebody is; making the guesses apart */
+    struct cost_curve call;    /* one guess each for so many sequences */
+    float missed;              /* share of the sequences asked for that had no guess */
+    struct draft_payoff payoff[CROWD_SIZES];
+    unsigned n_refused; /* decisions for no guess, since the last that was for some */
+    int n_trial;        /* decisions left of a trial */
 };
 
 /* What a plan knows before it adds guesses. */
@@ -49,6 +65,12 @@ int draft_level(float acceptance);
 /* The threshold to use, or DRAFT_NONE. Now and then one that seems a little too dear is tried, to
  * learn what it costs today. */
 int draft_choose(struct draft_cost *c, const struct draft_case *k);
+/* In a crowd of n_live sequences: is guessing to rest? Asked once a decision, before the others. */
+bool draft_rests(struct draft_cost *c, int n_live);
+/* A step with guesses in such a crowd gave `ratio` times the tokens a second of one without. */
+void draft_measured(struct draft_cost *c, int n_live, double ratio);
+/* Of n sequences asked for n_found had a guess. */
+void draft_found(struct draft_cost *c, int n, int n_found);
 /* Guesses that a threshold gives to a sequence of this level, at most max_tokens. */
 int draft_count(int threshold, int level, int max_tokens);
 

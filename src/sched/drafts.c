@@ -144,9 +144,10 @@ static void rest(struct sequence *q, bool found)
     q->draft_rest = found ? 0 : (uint8_t)((1 << q->draft_misses) - 1);
 }
 
-static void take_items(struct sched *s)
+static void take_items(struct sched *s, struct batch *b)
 {
     struct drafts *d = &s->drafts;
+    int n_found = 0;
     for (int i = 0; i < d->n_items; i++) {
         struct draft_item *it = &d->item[i];
         int n = checked(s, it);
@@ -154,53 +155,81 @@ static void take_items(struct sched *s)
         it->seq->draft_prob = it->prob;
         if (s->cfg.depth > 1)
             rest(it->seq, n > 0);
-        s->stats.n_drafts += n > 0;
-        s->stats.n_draft_tokens += (uint64_t)n;
+        n_found += n > 0;
+        b->drafts.n += n;
     }
+    draft_found(&d->cost, d->n_items, n_found);
+    s->stats.n_drafts += (uint64_t)n_found;
+    s->stats.n_draft_tokens += (uint64_t)b->drafts.n;
 }
 
-void drafts_propose(struct sched *s)
+/* How many guesses each sequence is to have; those that can have them now are asked for. */
+static void want(struct sched *s, int threshold)
 {
-    struct drafts *d = &s->drafts;
-    int threshold = choose(s), deepest = 0;
-    d->n_items = 0;
-    d->propose_ns = 0;
     for (int i = 0; i < s->n_entries; i++) {
         struct sequence *q = s->entry[i];
-        if (!decodes(q))
+        q->n_draft_wanted = 0;
+        if (threshold == DRAFT_NONE || !decodes(q))
             continue;
         int most = room(s, q), level = draft_level(acceptance(s, q));
         q->draft_hits *= FADE;
         q->draft_tries *= FADE;
-        q->n_draft_wanted = 0;
         if (q->draft_rest > 0)
             q->draft_rest--;
-        else if (threshold != DRAFT_NONE)
+        else
             q->n_draft_wanted =
                 (uint8_t)(s->proposer->fixed ? most : draft_count(threshold, level, most));
         if (q->n_draft_wanted && q->n_inflight == 0)
             ask(s, q);
     }
+}
+
+void drafts_propose(struct sched *s, struct batch *b)
+{
+    struct drafts *d = &s->drafts;
+    bool rests = !s->proposer->fixed && draft_rests(&d->cost, s->running.n);
+    int threshold = rests ? DRAFT_NONE : choose(s), deepest = 0;
+    d->n_items = 0;
+    b->drafts.on = threshold != DRAFT_NONE;
+    b->drafts.n_waiting = s->running.n - s->n_entries;
+    want(s, threshold);
     if (d->n_items == 0)
         return;
     for (int i = 0; i < d->n_items; i++)
         deepest = d->item[i].n > deepest ? d->item[i].n : deepest;
     int64_t start = clock_mono_ns();
     s->proposer->ops->propose(s->proposer, d->item, d->n_items);
-    d->propose_ns = clock_mono_ns() - start;
+    b->drafts.ns = clock_mono_ns() - start;
     if (s->proposer->n_caught_up <= 2 * d->n_items) /* a prompt's first time says nothing */
-        cost_curve_add(&d->cost.call, d->n_items, (double)d->propose_ns / deepest);
-    take_items(s);
+        cost_curve_add(&d->cost.call, d->n_items, (double)b->drafts.ns / deepest);
+    take_items(s, b);
 }
 
 /* ---- after it -------------------------------------------------------------------------------- */
 
-void drafts_learn_time(struct sched *s, const struct batch *b, int64_t done_ns)
+/* Tokens a nanosecond, if nobody had been guessed for; 0: not known. */
+static double rate_without(const struct sched *s, const struct batch *b)
+{
+    int n = b->n_samples - b->drafts.n + b->drafts.n_waiting;
+    int rows = b->n_tokens - b->drafts.n + b->drafts.n_waiting;
+    double ns = cost_curve_at(&s->drafts.cost.step, rows);
+    return ns > 0 ? n / ns : 0;
+}
+
+void drafts_learn_step(struct sched *s, const struct batch *b, int64_t done_ns)
 {
     struct drafts *d = &s->drafts;
-    int64_t start = b->planned_ns > d->last_done_ns ? b->planned_ns : d->last_done_ns;
-    cost_curve_add(&d->cost.step, b->n_tokens, (double)(done_ns - start));
+    int64_t start = d->last_done_ns ? d->last_done_ns : b->planned_ns - b->drafts.ns;
+    double ns = (double)(done_ns - start), without = rate_without(s, b);
     d->last_done_ns = done_ns;
+    if (!b->drafts.on) {
+        if (s->cfg.depth == 1 || b->drafts.ahead)
+            cost_curve_add(&d->cost.step, b->n_tokens, ns);
+        return;
+    }
+    cost_curve_add(&d->cost.guessed, b->n_tokens, ns - (double)b->drafts.ns);
+    if (without > 0 && ns > 0 && !s->proposer->fixed)
+        draft_measured(&d->cost, s->running.n, d->n_gained / ns / without);
 }
 
 void drafts_learn(struct sched *s, struct sequence *q, int n_draft, int n_accepted)

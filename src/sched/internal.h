@@ -44,8 +44,9 @@ struct drafts {
     int n_items;
     float hits, tries; /* of all sequences, old verdicts fading */
     struct draft_cost cost;
-    int64_t propose_ns;   /* what the last plan's guesses took */
-    int64_t last_done_ns; /* when the last step that was read ended */
+    int64_t last_done_ns; /* when the last step that was read ended; 0: nobody ran since */
+    int n_unread;         /* steps in flight */
+    int n_gained;         /* tokens of the step being read */
 };
 
 struct sched {
@@ -167,9 +168,10 @@ void ghosts_drop(struct sched *s);
 /* drafts.c */
 SL_MUST_CHECK enum sl_status drafts_init(struct sched *s, struct proposer *p, struct sl_err *err);
 /* Guesses for those among this plan's sequences for whom they pay. */
-void drafts_propose(struct sched *s);
-/* The step b was read: what its rows cost; and for each proposal, how far it was right. */
-void drafts_learn_time(struct sched *s, const struct batch *b, int64_t done_ns);
+void drafts_propose(struct sched *s, struct batch *b);
+/* For each proposal, how far it was right; and the step b was read: what its rows cost, and what
+ * its guesses brought. */
+void drafts_learn_step(struct sched *s, const struct batch *b, int64_t done_ns);
 void drafts_learn(struct sched *s, struct sequence *q, int n_draft, int n_accepted);
 
 /* sched.c */

@@ -216,15 +216,20 @@ bool sched_plan(struct sched *s, int64_t now_ns, struct batch *b)
     s->plogprob_left = PLOGPROB_ROWS;
     s->preempted = false;
     s->policy(s);
-    if (s->n_entries == 0)
-        return false; /* copies wait for a step */
+    if (s->n_entries == 0) {
+        if (s->running.n == 0)
+            s->drafts.last_done_ns = 0; /* what comes next does not follow a step */
+        return false;                   /* copies wait for a step */
+    }
+    b->drafts = (struct batch_drafts){.ahead = s->drafts.n_unread > 0};
     if (s->proposer)
-        drafts_propose(s);
+        drafts_propose(s, b);
     b->n_copies = kvpool_take_copies(s->pool, b->copy);
     for (int i = 0; i < s->n_entries; i++)
         put_sequence(s, b, s->entry[i]);
     b->step = ++s->n_steps;
-    b->planned_ns = now_ns + s->drafts.propose_ns;
+    b->planned_ns = now_ns + b->drafts.ns;
+    s->drafts.n_unread++;
     s->stats.last_step_tokens = b->n_tokens;
     s->stats.last_step_seqs = b->n_seqs;
     count_slots(s);

@@ -157,6 +157,7 @@ static int take_rows(struct sched *s, const struct batch *b, const struct step_r
         else
             take_token(s, q, &ev, refuted, sink, ctx);
     }
+    s->drafts.n_gained += 1 + n_kept;
     if (end - first > 1) {
         drafts_learn(s, q, end - first - 1, n_kept);
         if (q->n_drafted >= q->n_tokens)
@@ -172,10 +173,12 @@ void sched_update(struct sched *s, const struct batch *b, const struct step_resu
     for (int i = 0; i < b->n_samples; i++)
         prefetch_sequence(b->sample[i].seq);
     report_plogprobs(b, r, sink, ctx);
-    if (s->proposer)
-        drafts_learn_time(s, b, r->done_ns);
+    s->drafts.n_unread--;
+    s->drafts.n_gained = 0;
     for (int i = 0; i < b->n_samples;) /* one that has finished by now was computed for nothing */
         i = take_rows(s, b, r, i, sink, ctx);
+    if (s->proposer)
+        drafts_learn_step(s, b, r->done_ns);
     finish_pooled(s, b, r->done_ns, sink, ctx);
     unhold_all(s, b);
 }
@@ -187,5 +190,6 @@ void sched_discard(struct sched *s, const struct batch *b)
         q->n_inflight--;
         q->n_draft = 0;
     }
+    s->drafts.n_unread--;
     unhold_all(s, b);
 }
