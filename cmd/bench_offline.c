@@ -2,6 +2,7 @@
  * vLLM's.
  *
  * SPDX-License-Identifier: Apache-2.0 */
+#include "bench_drafts.h"
 #include "bench_stats.h"
 #include "commands.h"
 #include "offline.h"
@@ -110,33 +111,17 @@ static void print_request_times(const struct offline_job *jobs, int n)
     samples_free(&e2e);
 }
 
-/* What speculation came to, warm-up included; names are those of vLLM's bench serve. */
+/* What speculation came to, warm-up included. */
 static void report_drafts(const struct sl_engine *engine, json_t *result)
 {
-    struct sl_draft_stats d;
-    sl_engine_draft_stats(engine, &d);
+    struct bench_drafts d;
+    bench_drafts_of(&d, engine);
     if (d.n_places == 0)
         return;
-    double drafts = d.n_drafts ? (double)d.n_drafts : 1;
-    double tokens = d.n_draft_tokens ? (double)d.n_draft_tokens : 1;
-    json_t *places = json_array();
-    for (int i = 0; i < d.n_places; i++)
-        json_array_append_new(places, json_real((double)d.n_accepted_at[i] / drafts));
-    printf("Speculation: %llu of %llu draft tokens accepted (%.1f%%), mean acceptance length "
-           "%.2f in %llu drafts\n",
-           (unsigned long long)d.n_accepted, (unsigned long long)d.n_draft_tokens,
-           100.0 * (double)d.n_accepted / tokens, 1 + (double)d.n_accepted / drafts,
-           (unsigned long long)d.n_drafts);
-    json_object_set_new(result, "spec_decode_acceptance_rate",
-                        json_real(100.0 * (double)d.n_accepted / tokens));
-    json_object_set_new(result, "spec_decode_acceptance_length",
-                        json_real(1 + (double)d.n_accepted / drafts));
-    json_object_set_new(result, "spec_decode_num_drafts", json_integer((json_int_t)d.n_drafts));
-    json_object_set_new(result, "spec_decode_draft_tokens",
-                        json_integer((json_int_t)d.n_draft_tokens));
-    json_object_set_new(result, "spec_decode_accepted_tokens",
-                        json_integer((json_int_t)d.n_accepted));
-    json_object_set_new(result, "spec_decode_per_position_acceptance_rates", places);
+    printf("Speculation: %.0f of %.0f draft tokens accepted (%.1f%%), mean acceptance length "
+           "%.2f in %.0f drafts\n",
+           d.accepted, d.tokens, bench_drafts_rate(&d), bench_drafts_length(&d), d.drafts);
+    bench_drafts_put(&d, result);
 }
 
 static int report_throughput(const struct options *o, const struct sl_engine *engine,

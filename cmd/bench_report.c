@@ -328,6 +328,23 @@ static void report_probes(const struct load_run *run, json_t *out)
     samples_free(&s);
 }
 
+static void report_drafts(const struct bench_drafts *d, json_t *out)
+{
+    rule("Speculative Decoding", '-');
+    row("Acceptance rate (%):", bench_drafts_rate(d));
+    row("Acceptance length:", bench_drafts_length(d));
+    row_int("Drafts:", (long long)d->drafts);
+    row_int("Draft tokens:", (long long)d->tokens);
+    row_int("Accepted tokens:", (long long)d->accepted);
+    printf("Per-position acceptance (%%):\n");
+    for (int i = 0; i < d->n_places; i++) {
+        char name[24];
+        snprintf(name, sizeof name, "  Position %d:", i);
+        row(name, 100 * bench_drafts_at(d, i));
+    }
+    bench_drafts_put(d, out);
+}
+
 static char *file_name(const struct bench_report *r, const char *date)
 {
     const struct load_options *l = &r->o->load;
@@ -385,6 +402,8 @@ int bench_report(const struct bench_report *r)
     for (int m = 0; m < N_METRICS; m++)
         if (wants(r->o, m))
             one_metric(m, r->o->load.metric_percentiles, &n.of[m], out);
+    if (r->drafts.n_places)
+        report_drafts(&r->drafts, out);
     if (r->run->n_probes)
         report_probes(r->run, out);
     rule("", '=');

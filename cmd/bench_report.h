@@ -4,6 +4,7 @@
 #ifndef CMD_BENCH_REPORT_H
 #define CMD_BENCH_REPORT_H
 
+#include "bench_drafts.h"
 #include "loadgen.h"
 #include "options.h"
 
@@ -12,6 +13,7 @@ struct bench_report {
     const struct load_run *run;
     const char *model, *tokenizer;
     bool chat;
+    struct bench_drafts drafts; /* of the server, while the load ran */
 };
 
 /* The flags that say what to report; false: one is wrong, and a sentence was printed. */

@@ -317,8 +317,18 @@ static void announce(const struct bench *b)
     fflush(stdout);
 }
 
+/* Servers that show no metrics do not speculate, as far as can be told. */
+static void read_drafts(const struct bench *b, struct bench_drafts *d)
+{
+    int status;
+    char *page = load_get(&b->target, "/metrics", &status);
+    bench_drafts_parse(d, page && status == 200 ? page : "");
+    free(page);
+}
+
 static int run_load(struct bench *b)
 {
+    struct bench_drafts before, drafts;
     make_requests(b);
     if (!warm_up(b))
         return interrupted ? EXIT_INTERRUPTED : EXIT_FAILED;
@@ -334,15 +344,19 @@ static int run_load(struct bench *b)
                            .stop = &interrupted,
                            .tick = on_tick,
                            .ctx = b};
+    read_drafts(b, &before);
     bool ok = load_execute(&run);
     progress_end(&b->bar);
     if (!ok)
         return fail_with(EXIT_FAILED, "cannot make an event loop");
+    read_drafts(b, &drafts);
+    bench_drafts_since(&drafts, &before);
     struct bench_report report = {.o = b->o,
                                   .run = &run,
                                   .model = b->model,
                                   .tokenizer = b->model_dir ? b->model_dir : b->model,
-                                  .chat = b->chat};
+                                  .chat = b->chat,
+                                  .drafts = drafts};
     int code = bench_report(&report);
     return interrupted ? EXIT_INTERRUPTED : code;
 }
