@@ -333,15 +333,6 @@ static bool read_early_stopping(struct oai_request *r, struct oai_error *e)
     return true;
 }
 
-/* What the answer must look like is decided token by token, and beams have no such state. */
-static bool is_constrained(const struct oai_request *r)
-{
-    const char *format = json_string_value(json_object_get(r->response_format, "type"));
-    const char *choice = json_string_value(r->tool_choice);
-    return r->structured_outputs || (format && strcmp(format, "text")) ||
-           json_is_object(r->tool_choice) || (choice && !strcmp(choice, "required"));
-}
-
 /* n, best_of and what cannot be told token by token. */
 static bool check_choices(const struct oai_request *r, struct oai_error *e)
 {
@@ -349,10 +340,6 @@ static bool check_choices(const struct oai_request *r, struct oai_error *e)
     if (p->use_beam_search && r->stream)
         return oai_fail(e, 400, NULL, NULL,
                         "Streaming is not currently supported with beam search");
-    if (p->use_beam_search && is_constrained(r))
-        return oai_fail(e, 400, NULL, "use_beam_search",
-                        "use_beam_search is not supported with structured outputs or a tool_choice "
-                        "that must be obeyed.");
     if (p->n < 1)
         return oai_fail(e, 400, NULL, "n", "n must be at least 1, got %d.", p->n);
     if (p->n > OAI_MAX_CHOICES)

@@ -209,9 +209,6 @@ static bool settle_auto(struct oai_request *r, const struct oai_env *env, struct
     if (env->tool_parser == OUT_PYTHONIC)
         return oai_fail(e, 400, NULL, "tools",
                         "`strict` tools cannot be enforced with --tool-call-parser pythonic");
-    if (r->params.use_beam_search)
-        return oai_fail(e, 400, NULL, "use_beam_search",
-                        "use_beam_search is not supported with `strict` tools");
     return constrain(r, SL_STRUCTURED_TAG, oai_strict_tag(r->tools, env->tool_parser), e);
 }
 

@@ -19,7 +19,7 @@ except ImportError:
     print("skip: no jsonschema package")
     sys.exit(77)
 
-from wire import MODEL, SIM, Server, main
+from wire import MODEL, SIM, Server, ask, main
 
 SHARED = os.path.join(os.environ.get("SLUICE_SHARED", "../shared"), "data/structured_output")
 
@@ -162,6 +162,59 @@ class Structured(unittest.TestCase):
         self.assertEqual(c["choices"][0]["text"], "yes")
         d = self.complete(structured_outputs={"regex": "[ab]{40}"}, stop=["a", "b"])
         self.assertEqual(d["choices"][0]["finish_reason"], "stop")
+
+    def test_beams_follow_it(self):
+        schema = {"type": "object", "properties": {
+            "kind": {"enum": ["dot", "box", "line"]}, "solid": {"type": "boolean"}},
+            "required": ["kind", "solid"], "additionalProperties": False}
+        answer = self.complete(structured_outputs={"json": schema, "disable_any_whitespace": True},
+                               use_beam_search=True, n=4, temperature=0, max_tokens=60)
+        self.assertEqual(self.validate("shape", schema, answer["choices"]), 4)
+        values = {json.dumps(json.loads(c["text"])) for c in answer["choices"]}
+        self.assertGreater(len(values), 1)
+        two = self.chat(structured_outputs={"choice": ["left", "right"]}, use_beam_search=True, n=2,
+                        temperature=0)
+        self.assertEqual(sorted(c["message"]["content"] for c in two["choices"]), ["left", "right"])
+
+    def test_others_are_untouched(self):
+        """Requests whose grammars explode or are nonsense, all the while an ordinary one runs."""
+        def body(so):
+            return {"model": MODEL, "prompt": "x", "max_tokens": 4, "structured_outputs": so}
+
+        wide = {"type": "object", "properties": {f"p{i}": {"oneOf": [
+            {"type": "string", "pattern": f"^(a|b)*{j}(a|b){{40}}$"} for j in range(8)]}
+            for i in range(40)}}
+        loop = {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
+                "$ref": "#/$defs/a"}
+        deep = {"type": "array"}
+        for _ in range(700):
+            deep = {"type": "array", "items": deep, "minItems": 1}
+        power = {"allOf": [{"anyOf": [{"multipleOf": p}, {"minimum": p}]}
+                           for p in (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)]}
+        cases = [{"json": wide}, {"json": loop}, {"json": deep}, {"json": power},
+                 {"json": {"enum": [f"{i:06}" * 20 for i in range(30000)]}},
+                 {"json": {"const": 1, "enum": [2]}}, {"json": {"minLength": 9, "maxLength": 2,
+                                                                "type": "string"}},
+                 {"regex": "((a+)+)+$b"}, {"regex": "(a{1,500}){1,500}"}, {"regex": "(" * 5000},
+                 {"grammar": "root ::= root root | root"},
+                 {"structural_tag": {"structures": 3, "triggers": []}}]
+        want = self.complete(max_tokens=80, temperature=0.8)["choices"][0]["text"]
+
+        def hostile(so):
+            a = ask(self.server, "POST", "/v1/completions", body(so))
+            if a.status == 200:  # it could be enforced after all, and cleanly ended
+                return a.json()["choices"][0]["finish_reason"] in ("stop", "length")
+            error = a.json()["error"]
+            return (a.status == 400 and error["param"].startswith("structured_outputs")
+                    and error["message"].startswith("structured_outputs."))
+
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            sent = [(so, pool.submit(hostile, so)) for so in cases]
+            while not all(f.done() for _, f in sent):
+                again = self.complete(max_tokens=80, temperature=0.8)["choices"][0]["text"]
+                self.assertEqual(again, want)
+            for so, f in sent:
+                self.assertTrue(f.result(), str(so)[:200])
 
     def test_mistakes_are_400_and_name_the_field(self):
         deep = {"type": "string", "pattern": "((((a{1,99}){1,99}){1,99}){1,99}){1,99}"}
