@@ -17,6 +17,8 @@ static void read_message(struct oai_style *s, const struct oai_env *env,
     s->one_call = !r->parallel_tool_calls;
     s->short_ids = env->tool_parser == OUT_MISTRAL;
     s->hide_reasoning = !r->include_reasoning;
+    bool by_parser = r->parse.tool && r->parse.tool != OUT_REQUIRED && r->parse.tool != OUT_NAMED;
+    s->metrics = by_parser ? env->metrics : NULL;
     s->count_reasoning = env->reasoning_parser != OUT_REASONING_NONE;
     if (s->hide_reasoning && env->reasoning_parser)
         s->logprobs = s->token_ids = false;

@@ -32,6 +32,7 @@ struct handler {
 
 struct http_metrics {
     atomic_ullong fine[N_FINE + 1], fine_ns;
+    atomic_ullong parsed[2][2]; /* [streamed][a call was found] */
     int n;
     struct handler handler[];
 };
@@ -174,8 +175,28 @@ static void render_fine(const struct http_metrics *m, struct strbuf *out)
                 name, sum, name, (double)get(&m->fine_ns) * 1e-9);
 }
 
-void http_metrics_render(const struct http_metrics *m, struct strbuf *out)
+void http_metrics_count_parse(struct http_metrics *m, bool stream, bool called)
 {
+    add(&m->parsed[stream][called], 1);
+}
+
+static void render_parsed(const struct http_metrics *m, const char *model, struct strbuf *out)
+{
+    const char *name = "vllm:tool_call_parser_invocations_total";
+    head(out, name, "counter", "Tool parser runs: one per choice, when streaming one per delta.");
+    for (int stream = 0; stream < 2; stream++)
+        for (int called = 0; called < 2; called++)
+            strbuf_addf(out,
+                        "%s{mode=\"%s\",model_name=\"%s\",outcome=\"%s\","
+                        "request_type=\"chat_completions\"} %llu.0\n",
+                        name, stream ? "streaming" : "non_streaming", model,
+                        called ? "tool_call" : "no_tool_call", get(&m->parsed[stream][called]));
+}
+
+void http_metrics_render(const struct http_metrics *m, const char *model, struct strbuf *out)
+{
+    if (model)
+        render_parsed(m, model, out);
     render_requests(m, out);
     render_sizes(m, out, false);
     render_sizes(m, out, true);

@@ -1,5 +1,5 @@
 /* http_metrics.h - http_requests_total and its relatives, as prometheus-fastapi-instrumentator
- * names them.
+ * names them, and vLLM's count of what its tool parsers came to.
  *
  * Thread: any. Every atomic is a statistic: relaxed, publishes nothing.
  *
@@ -19,6 +19,9 @@ SL_MUST_CHECK enum sl_status http_metrics_create(struct http_metrics **out,
 void http_metrics_destroy(struct http_metrics **m);
 void http_metrics_count(struct http_metrics *m, int handler, const char *method, int status,
                         int64_t duration_ns, size_t request_bytes, size_t response_bytes);
-void http_metrics_render(const struct http_metrics *m, struct strbuf *out);
+/* A tool parser has read an answer, or one piece of a stream. */
+void http_metrics_count_parse(struct http_metrics *m, bool stream, bool called);
+/* model: of the tool parser's count; NULL: there is no tool parser. */
+void http_metrics_render(const struct http_metrics *m, const char *model, struct strbuf *out);
 
 #endif

@@ -57,6 +57,7 @@ struct oai_env {
     size_t max_token_chars;             /* of the longest token; 0: unknown */
     enum out_tool tool_parser;          /* --tool-call-parser */
     enum out_reasoning reasoning_parser;
+    struct http_metrics *metrics; /* NULL: nobody counts */
 };
 
 /* An error on its way to the client. The first one stays. */

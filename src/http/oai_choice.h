@@ -23,6 +23,8 @@ struct oai_style {
     bool hide_reasoning, one_call, short_ids; /* include_reasoning, parallel_tool_calls, Mistral */
     bool count_reasoning;
     enum oai_tool_mode tools;
+    struct http_metrics
+        *metrics; /* counts what the tool parser finds; NULL: none, or nobody does */
 };
 
 struct oai_choice {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "http/oai_message.h"
 
+#include "http/http_metrics.h"
 #include "http/json_out.h"
 
 #include <string.h>
@@ -153,9 +154,12 @@ void oai_choice_read(struct oai_choice *c, const struct oai_style *s, const stru
         c->text.failed = true;
         return;
     }
+    size_t before = c->calls.len;
     outparse_feed(c->parser, out->text, out->text_bytes);
     if (out->finish != SL_RUNNING)
         outparse_finish(c->parser);
+    if (s->metrics)
+        http_metrics_count_parse(s->metrics, true, c->calls.len > before);
     c->text.failed |= outparse_failed(c->parser);
 }
 
@@ -180,6 +184,8 @@ void oai_choice_parse(struct oai_choice *c, const struct oai_style *s)
         put_text(&c->calls, call->arguments.data, call->arguments.len);
     }
     c->n_calls = m.n_calls;
+    if (s->metrics)
+        http_metrics_count_parse(s->metrics, false, m.n_calls > 0);
     close_entry(c);
     strbuf_clear(&c->raw);
     outparse_message_fini(&m);

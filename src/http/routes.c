@@ -66,7 +66,7 @@ static void get_metrics(struct conn *c)
     struct strbuf b;
     strbuf_init(&b, 0);
     engine_metrics_render(s->engine, &b);
-    http_metrics_render(s->metrics, &b);
+    http_metrics_render(s->metrics, s->env.tool_parser ? s->env.info.served_names[0] : NULL, &b);
     conn_reply(c, 200, "text/plain; version=0.0.4; charset=utf-8", &b);
 }
 

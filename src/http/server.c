@@ -241,7 +241,9 @@ static enum sl_status make_metrics(struct sl_server *s, struct sl_err *err)
     const char *names[64];
     for (int i = 0; i < n_routes && i < 64; i++)
         names[i] = routes[i].path;
-    return http_metrics_create(&s->metrics, names, n_routes, err);
+    enum sl_status st = http_metrics_create(&s->metrics, names, n_routes, err);
+    s->env.metrics = s->metrics;
+    return st;
 }
 
 static enum sl_status init(struct sl_server *s, struct sl_err *err)

@@ -186,6 +186,31 @@ class Tools(Base):
                 if not s["calls"]:
                     self.assertEqual(s["content"], message.content)
 
+    def test_cut_off_where_it_is_forced(self):
+        """max_tokens inside a call that had to be made: what there is, and an end of its kind."""
+        named = {"type": "function", "function": {"name": "get_weather"}}
+        for choice in ("required", named):
+            for n in (1, 3, 6, 9):
+                more = dict(tools=[WEATHER], tool_choice=choice, max_tokens=n)
+                a = self.chat("What is the weather in Paris?", **more).choices[0]
+                s = gather(self.chat("What is the weather in Paris?", stream=True, **more))
+                self.assertEqual(a.finish_reason, s["finish"])
+                for call in a.message.tool_calls or []:
+                    self.assertEqual(call.function.name, "get_weather")
+                    if a.finish_reason != "length":
+                        self.assertIn("city", json.loads(call.function.arguments))
+
+    def test_beams(self):
+        more = {"use_beam_search": True}
+        a = self.chat("What is the weather in Paris?", tools=[WEATHER], n=2, extra_body=more)
+        self.assertEqual(json.loads(a.choices[0].message.tool_calls[0].function.arguments),
+                         {"city": "Paris"})
+        b = self.chat("Hello!", tools=[WEATHER, TIMER], tool_choice="required", n=2, max_tokens=200,
+                      extra_body=more)
+        for c in b.choices:
+            if c.finish_reason != "length":
+                self.assertIn(c.message.tool_calls[0].function.name, ("get_weather", "set_timer"))
+
     def test_several_choices(self):
         a = self.chat("What is the weather in Paris?", tools=[WEATHER], n=3, temperature=0.1, seed=1)
         self.assertEqual([c.message.tool_calls[0].function.name for c in a.choices],
@@ -207,16 +232,42 @@ class Tools(Base):
         chosen = {"type": "function", "function": {"name": "f"}}
         bad = {"type": "function", "function": {"name": "f", "parameters": {
             "type": "object", "properties": {"x": {"type": "strong"}}}}}
+        strict = {"type": "function", "function": {**bad["function"], "strict": True}}
         for more, words in (({"tools": [WEATHER], "tool_choice": name}, "does not match any"),
                             ({"tools": []}, "must not be an empty array"),
                             ({"tools": [WEATHER] * 1025}, "tools must be at most 1024"),
                             ({"tool_choice": "auto"}, "`tools` must be set"),
                             ({"tools": [bad], "tool_choice": "required"}, "strong"),
                             ({"tools": [bad], "tool_choice": chosen}, "strong"),
+                            ({"tools": [strict]}, "strong"),
+                            ({"tools": [{"type": "function", "function": {
+                                "name": "f", "parameters": 5}}]}, "parameters"),
                             ({"tools": [{"type": "function", "function": {}}]}, "Field required")):
             with self.assertRaises(openai.BadRequestError) as e:
                 self.chat("Hello!", **more)
             self.assertIn(words, e.exception.body["message"], more)
+
+    def test_parser_runs_are_counted(self):
+        def counts():
+            page = ask(self.server, "GET", "/metrics").body.decode()
+            rows = [l for l in page.splitlines()
+                    if l.startswith("vllm:tool_call_parser_invocations_total{")]
+            self.assertEqual(len(rows), 4)
+            return {(mode, found): next(float(l.split()[-1]) for l in rows if f'mode="{mode}"' in l
+                                        and f'outcome="{found}"' in l)
+                    for mode in ("streaming", "non_streaming")
+                    for found in ("tool_call", "no_tool_call")}
+
+        before = counts()
+        self.chat("What is the weather in Paris?", tools=[WEATHER])
+        self.chat("Hello!", tools=[WEATHER], tool_choice="none")
+        gather(self.chat("What is the weather in Paris?", tools=[WEATHER], stream=True))
+        now = counts()
+        grown = {k: now[k] - before[k] for k in now}
+        self.assertEqual(grown["non_streaming", "tool_call"], 1)
+        self.assertEqual(grown["non_streaming", "no_tool_call"], 0)
+        self.assertGreater(grown["streaming", "tool_call"], 0)
+        self.assertGreater(grown["streaming", "no_tool_call"], 0)
 
     def test_usage_says_nothing_of_reasoning(self):
         self.assertIsNone(self.chat("Hello!").usage.completion_tokens_details)
