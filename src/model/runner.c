@@ -325,7 +325,7 @@ static enum sl_status collect_drawn(struct runner *r, struct step_result *out, s
 static const void *runner_hidden(struct backend *be)
 {
     const struct runner *r = as_runner(be);
-    return be->depth == 1 ? r->forward.x : NULL;
+    return r->n_submitted == r->n_collected ? r->forward.x : NULL;
 }
 
 static int64_t runner_now(struct backend *be)
