@@ -57,7 +57,7 @@ static struct sl_engine *start(const struct plan *pl, const char *speculative)
     cfg.threads = pl->threads;
     cfg.dtype = SL_DTYPE_BF16;
     cfg.max_num_seqs = WIDTH_MAX;
-    cfg.kv_cache_bytes = (int64_t)1 << 30;
+    cfg.kv_cache_bytes = (int64_t)256 << 20;
     cfg.speculative_config = speculative;
     if (sl_engine_create(&e, &cfg, &err))
         die("no engine", err.msg);
@@ -128,18 +128,22 @@ static void print_list(const char *name, const double *v, int n)
     printf("], ");
 }
 
-/* `learns`: the method remembers answers, so that only a fresh engine has not seen them. */
-static void compare(const struct plan *pl, struct sl_engine *without, const char *name,
+/* `learns`: the method remembers answers, so that only a fresh engine has not seen them; then the
+ * other one is as fresh. */
+static void compare(const struct plan *pl, struct sl_engine *warm, const char *name,
                     const char *config, const struct bench_case *c, int repeats, bool learns)
 {
     double off[REPEATS_MAX], on[REPEATS_MAX];
     struct sl_draft_stats before = {0}, after = {0};
-    struct sl_engine *e = NULL;
+    struct sl_engine *e = NULL, *fresh = NULL;
     for (int i = -1; i < repeats; i++) { /* once to warm up */
         if (learns || !e) {
             sl_engine_destroy(&e);
+            sl_engine_destroy(&fresh);
             e = start(pl, config);
+            fresh = learns ? start(pl, NULL) : NULL;
         }
+        struct sl_engine *without = fresh ? fresh : warm;
         double a = tokens_per_s(pl, without, c, 1000 * (i + 2));
         if (i <= 0 || learns)
             sl_engine_draft_stats(e, &before);
@@ -151,6 +155,7 @@ static void compare(const struct plan *pl, struct sl_engine *without, const char
     }
     sl_engine_draft_stats(e, &after);
     sl_engine_destroy(&e);
+    sl_engine_destroy(&fresh);
     printf("{\"method\": \"%s\", ", name);
     print_list("without", off, repeats);
     print_list("with", on, repeats);
