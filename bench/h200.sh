@@ -18,6 +18,8 @@
 # start     from nothing to ready                  models    a decode step of every
 #           shape in bench/configs at batch 1, and the memory that it takes
 # swap      preempted requests computed again, or copied to host memory and back
+# speculation  of pebble, and what a JSON schema costs; rows go to speculation-h200.json and
+#           schema-h200.json beside the others
 # SPDX-License-Identifier: Apache-2.0
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -37,6 +39,7 @@ latency() {
 
 part_check() {
     for test in sample narrow fp8 attention pebble families; do "$bin/gpu_$test"; done
+    for test in speculation constrained beam; do "$bin/golden_$test" cuda; done
     for test in api_pebble families encoders invariance; do "$bin/golden_$test" cuda; done
     "$bin/unit_fp8_checkpoint" cuda
 }
@@ -177,6 +180,14 @@ part_models() {
         echo "model $(basename "$config") $short $long $(tr -d , < "$raw/most.txt")" |
             tee -a "$raw/models.txt"
     done
+}
+
+part_speculation() {
+    local to
+    to=$(dirname "$out")
+    export DEVICE=cuda BIN=$bin
+    OUT=$to/speculation-h200.json bench/speculation.py
+    OUT=$to/schema-h200.json bench/schema.py
 }
 
 for part in "$@"; do "part_$part"; done
