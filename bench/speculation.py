@@ -97,7 +97,7 @@ def cases(folder, parts):
         out.append({"name": "copying", "data": dataset(folder, "copy", copy), "width": 1,
                     "methods": ["ngram", "draft model"], "temperature": 0, "repeats": REPEATS})
     if "crowd" in parts:
-        for width, times in ((32, 4), (256, 12)):
+        for width, times in ((32, 4), (256, 6)):
             data = dataset(folder, f"crowd{width}", (chat + copy) * times)
             out += [{"name": "chats and copying", "data": data, "methods": every, "width": width,
                      "temperature": t, "repeats": REPEATS} for t in (0, 1)]

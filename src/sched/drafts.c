@@ -184,6 +184,15 @@ static void want(struct sched *s, int threshold)
     }
 }
 
+/* Sequences that have no place in this plan because a token of theirs is in flight. */
+static int count_waiting(const struct sched *s)
+{
+    int n = 0;
+    for (const struct sequence *q = s->running.head; q; q = q->next)
+        n += q->plan_step != s->step && q->n_inflight > 0 && seq_todo(q) > 0;
+    return n;
+}
+
 void drafts_propose(struct sched *s, struct batch *b)
 {
     struct drafts *d = &s->drafts;
@@ -191,7 +200,7 @@ void drafts_propose(struct sched *s, struct batch *b)
     int threshold = rests ? DRAFT_NONE : choose(s), deepest = 0;
     d->n_items = 0;
     b->drafts.on = threshold != DRAFT_NONE;
-    b->drafts.n_waiting = s->running.n - s->n_entries;
+    b->drafts.n_waiting = b->drafts.on ? count_waiting(s) : 0;
     want(s, threshold);
     if (d->n_items == 0)
         return;
