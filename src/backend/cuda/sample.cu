@@ -437,7 +437,7 @@ __device__ int pick(const row_view &r, const kept_set &kept, u64 u, draw_shared 
     return at;
 }
 
-/* sample/draw.c's race: of the kept tokens the heavy ones each for itself, the light ones as one. */
+/* sample/draw.c's race: of the kept tokens the heavy ones each for itself, the light as one. */
 __device__ int race(const row_view &r, kept_set kept, const race_key &key, draw_shared &s)
 {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
