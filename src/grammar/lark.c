@@ -129,7 +129,7 @@ static bool take_quoted(struct lark *r, char mark, const char **text, size_t *n)
 {
     size_t from = ++r->i;
     while (r->i < r->n && r->s[r->i] != mark && r->s[r->i] != '\n')
-        r->i += r->s[r->i] == '\\' ? 2 : 1;
+        r->i += r->s[r->i] == '\\' && r->i + 1 < r->n ? 2 : 1;
     if (r->i >= r->n || r->s[r->i] != mark) {
         refuse(r, "a string or regular expression without its end");
         return false;

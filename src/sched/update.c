@@ -146,11 +146,12 @@ static int take_rows(struct sched *s, const struct batch *b, const struct step_r
     for (int i = first; i < end && !refuted && q->state != SEQ_FINISHED; i++) {
         refuted = b->sample[i].has_draft && r->token[i] != b->sample[i].draft;
         n_kept += b->sample[i].has_draft && !refuted;
+        int n_lp = r->lp_start[i + 1] - r->lp_start[i];
         struct sched_event ev = {.seq = q,
                                  .token = r->token[i],
                                  .pos = b->sample[i].pos,
-                                 .lp = r->lp + r->lp_start[i],
-                                 .n_lp = r->lp_start[i + 1] - r->lp_start[i],
+                                 .lp = n_lp ? r->lp + r->lp_start[i] : NULL,
+                                 .n_lp = n_lp,
                                  .now_ns = r->done_ns};
         if (q->req->beam)
             beam_take(s, q, &ev, sink, ctx);

@@ -350,6 +350,8 @@ static void gbnf(void **state)
     refused(GRAMMAR_EBNF, "root ::= (\"a\"", "without its )");
     refused(GRAMMAR_EBNF, "root ::= \"a\" root", "no text can match");
     refused(GRAMMAR_EBNF, "root ::= \"a\"\nroot ::= \"b\"", "defined twice");
+    refused(GRAMMAR_EBNF, "start: \"a\\", "without its end");
+    refused(GRAMMAR_EBNF, "start: /a\\", "without its end");
     refused(GRAMMAR_EBNF, "root ::= x{1000}\nx ::= \"a\"?", "may be empty");
 }
 
