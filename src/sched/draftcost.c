@@ -197,14 +197,16 @@ bool draft_rests(struct draft_cost *c, int n_live)
     return true;
 }
 
-void draft_measured(struct draft_cost *c, int n_live, double ratio)
+void draft_measured(struct draft_cost *c, int n_live, double gained, double expected)
 {
     struct draft_payoff *p = payoff_of(c, n_live);
+    float fade = p->n == 0 ? 0 : p->n < SMOOTH ? 1 : 1 - 1.0f / SMOOTH;
     p->n++;
-    p->ratio += ((float)ratio - p->ratio) / (float)(p->n < SMOOTH ? p->n : SMOOTH);
+    p->gained = p->gained * fade + (float)gained;
+    p->expected = p->expected * fade + (float)expected;
     if (p->n < MEASURE)
         return;
-    if (p->ratio < PAYS) {
+    if (p->gained < PAYS * p->expected) {
         p->backoff = p->backoff == 0 ? REST : p->backoff < REST_MAX ? 2 * p->backoff : REST_MAX;
         p->rest = p->backoff;
         p->n = 0;

@@ -33,7 +33,8 @@ double cost_curve_at(const struct cost_curve *c, int rows); /* 0: nothing is kno
 
 /* What guessing brought in crowds of 2^i to 2^(i + 1) sequences. */
 struct draft_payoff {
-    float ratio;       /* mean, lately: tokens a second over those without */
+    float gained;      /* tokens of the last steps, */
+    float expected;    /* and those that steps without guesses give in the same time */
     int n;             /* steps measured since it last rested */
     int rest, backoff; /* decisions for none to come; how many the last time, 0: it pays */
 };
@@ -67,8 +68,10 @@ int draft_level(float acceptance);
 int draft_choose(struct draft_cost *c, const struct draft_case *k);
 /* In a crowd of n_live sequences: is guessing to rest? Asked once a decision, before the others. */
 bool draft_rests(struct draft_cost *c, int n_live);
-/* A step with guesses in such a crowd gave `ratio` times the tokens a second of one without. */
-void draft_measured(struct draft_cost *c, int n_live, double ratio);
+/* A step with guesses in such a crowd gave so many tokens, where those without would have given
+ * `expected` in its time. Sums are compared: of two steps in flight one seems long and one short.
+ */
+void draft_measured(struct draft_cost *c, int n_live, double gained, double expected);
 /* Of n sequences asked for n_found had a guess. */
 void draft_found(struct draft_cost *c, int n, int n_found);
 /* Guesses that a threshold gives to a sequence of this level, at most max_tokens. */

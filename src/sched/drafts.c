@@ -238,7 +238,7 @@ void drafts_learn_step(struct sched *s, const struct batch *b, int64_t done_ns)
     }
     cost_curve_add(&d->cost.guessed, b->n_tokens, ns - (double)b->drafts.ns);
     if (without > 0 && ns > 0 && !s->proposer->fixed)
-        draft_measured(&d->cost, s->running.n, d->n_gained / ns / without);
+        draft_measured(&d->cost, s->running.n, d->n_gained, without * ns);
 }
 
 void drafts_learn(struct sched *s, struct sequence *q, int n_draft, int n_accepted)
