@@ -114,16 +114,16 @@ struct range {
 static void plan_fetch(struct block *b, const struct range *s, int i, int n)
 {
     const struct gemm *g = s->g;
-    size_t at = (size_t)s->step * STEP_BYTES + AHEAD, end = (size_t)s->total * STEP_BYTES;
     b->lines = (STEP_BYTES / 64 + n - 1) / n;
+    size_t own = (size_t)(i * b->lines * b->steps) * 64, end = (size_t)s->total * STEP_BYTES;
+    size_t at = (size_t)s->step * STEP_BYTES + AHEAD + own;
     b->ahead = NULL;
     if (i * b->lines >= STEP_BYTES / 64)
         return;
-    size_t own = (size_t)(i * b->lines * b->steps) * 64;
     if (at < end)
-        b->ahead = g->w + at + own;
+        b->ahead = g->w + at;
     else if (g->ahead)
-        b->ahead = g->ahead + (at - end) + own;
+        b->ahead = g->ahead + (at - end);
 }
 
 INLINE void range_multiply(const struct range *s, const bool bf16, const bool two)
