@@ -321,20 +321,24 @@ static int32_t block_of(const struct kvpool *pool, int group, int32_t node)
     return host >= 0 ? KV_AWAY(host) : -1;
 }
 
-/* The matched blocks are present in every group, as far back as a row at block n can see. */
-static bool holds_in_all(const struct kvpool *pool, int n)
+/* The matched blocks are present in every group, as far back as a row at block n can see; with
+ * `loads`, those in host memory count. */
+static bool holds_in_all(const struct kvpool *pool, int n, bool loads)
 {
     for (int g = 0; g < pool->layout.n_groups; g++) {
         if (!pool->layout.group[g].window)
             continue; /* kvpool_match stopped where such a group ended */
-        for (int i = first_visible(pool, g, n); i < n; i++)
-            if (block_of(pool, g, pool->match[i]) == -1)
+        for (int i = first_visible(pool, g, n); i < n; i++) {
+            int32_t blk = block_of(pool, g, pool->match[i]);
+            if (blk == -1 || (blk < 0 && !loads))
                 return false;
+        }
     }
     return true;
 }
 
-/* Blocks that groups without a window may load before this step, so that the others can too. */
+/* Blocks that groups without a window may load before this step, so that the others can too;
+ * negative: nobody may. */
 static int loads_for_whole(const struct kvpool *pool)
 {
     int n = kvpool_loads_left(pool), size = pool->layout.block_size;
@@ -349,7 +353,8 @@ int kvpool_match(struct kvpool *pool, int32_t key, const int32_t *tokens, int n_
     if (!pool->caching || key < 0)
         return 0;
     struct kv_chain chain = {.node = -1};
-    int n = 0, loads = pool->layout.n_host_blocks ? loads_for_whole(pool) : 0;
+    int n = 0, loads = pool->layout.n_host_blocks ? loads_for_whole(pool) : -1;
+    bool may_load = loads >= 0;
     for (; n < n_blocks && n < pool->max_blocks; n++) {
         struct prefix_content c =
             prefix_content_of(pool->prefix, &chain, key, pool->keys.key[key].hash,
@@ -361,14 +366,14 @@ int kvpool_match(struct kvpool *pool, int32_t key, const int32_t *tokens, int n_
         for (int g = 0; g < pool->layout.n_groups; g++) {
             int32_t blk = pool->layout.group[g].window ? 0 : block_of(pool, g, node);
             full = full && blk != -1;
-            loads -= blk < -1;
+            full = full && (blk >= 0 || loads-- > 0);
         }
-        if (!full || loads < 0)
+        if (!full)
             break;
         pool->match[n] = node;
         prefix_follow(pool->prefix, &chain, node);
     }
-    while (n > 0 && !holds_in_all(pool, n))
+    while (n > 0 && !holds_in_all(pool, n, may_load))
         n--;
     return n;
 }
