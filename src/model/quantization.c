@@ -8,7 +8,6 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "model/spec.h"
 
-#include <stdio.h>
 #include <string.h>
 
 static const char *text(const json_t *object, const char *key)

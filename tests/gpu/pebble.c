@@ -19,10 +19,10 @@
 struct way {
     const char *quantization, *kv_cache_dtype;
     int least;   /* prompts identical to the end, of 64 */
-    double most; /* perplexity over the golden one, less 1 */
+    double most; /* perplexity over the golden one, less 1: 0.0000, 0.0098, 0.0012, 0.0110 */
 };
 
-static const struct way bf16 = {NULL, NULL, 57, 0.005}, fp8_weights = {"fp8", NULL, 45, 0.01},
+static const struct way bf16 = {NULL, NULL, 57, 0.005}, fp8_weights = {"fp8", NULL, 45, 0.012},
                         fp8_kv = {NULL, "fp8", 45, 0.005}, fp8_both = {"fp8", "fp8", 40, 0.02};
 
 static struct drive *open_pebble(const struct way *w)
