@@ -443,6 +443,11 @@ static enum sl_status load_token_rows(const struct load *l, const struct plan_te
     float *out = mem_alloc((size_t)p->n_head_tokens * n, sizeof *out);
     enum sl_status st = out ? SL_OK : SL_FAIL(l->err, SL_ENOMEM, "no memory for '%s'", t->name);
     l->w->head.out = out;
+    if (st == SL_OK && t->scale)
+        st = SL_FAIL(l->err, SL_ENOSUPPORT,
+                     "%s: tensor '%s' has scales; classifier_from_token takes rows of F32, F16 or "
+                     "BF16",
+                     t->found->file, t->name);
     for (int i = 0; st == SL_OK && i < p->n_head_tokens; i++) {
         struct st_tensor found = {0};
         struct plan_tensor row = *t;
