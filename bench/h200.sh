@@ -38,7 +38,7 @@ latency() {
 }
 
 part_check() {
-    for test in sample narrow fp8 attention pebble families; do "$bin/gpu_$test"; done
+    for test in sample products fp8 attention pebble families; do "$bin/gpu_$test"; done
     for test in speculation constrained beam; do "$bin/golden_$test" cuda; done
     for test in api_pebble families encoders invariance; do "$bin/golden_$test" cuda; done
     "$bin/unit_fp8_checkpoint" cuda
@@ -52,7 +52,7 @@ part_sanitize() {
 }
 
 part_decode() {
-    "$bin/gpu_narrow" speed | tee "$raw/narrow.txt"
+    "$bin/gpu_products" speed | tee "$raw/products.txt"
     "$bin/gpu_kernels" | tee "$raw/kernels.txt"
     for batch in 1 64 256; do
         echo "step $batch $(latency $batch 1024 16) $(latency $batch 1024 80)" | tee -a "$raw/steps.txt"

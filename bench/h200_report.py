@@ -39,10 +39,14 @@ def ceilings(folder):
 
 def kernel_rows(folder):
     rows = []
-    for m in re.finditer(r"(\w+)\s+m\s+(\d+): own\s+([\d.]+) us,\s+(\d+) % of the copy rate; cuBLASLt"
-                         r"\s+([\d.]+) us", read(folder, "narrow.txt")):
-        rows.append(row(f"product {m[1]}, {m[2]} rows: share of the copy rate", float(m[4]), 90,
+    for m in re.finditer(r"(bf16|e4m3) (\w+)\s+m\s+(\d+): own\s+[\d.]+ us,\s+(\d+) % of the floor,"
+                         r"\s+\d+ TFLOP/s(?:; cuBLASLt\s+[\d.]+ us, own at\s+(\d+) %)?",
+                         read(folder, "products.txt")):
+        name = f"{m[1]} product {m[2]}, {m[3]} rows"
+        rows.append(row(name + ": share of the floor", float(m[4]), 90 if int(m[3]) <= 16 else 80,
                         "higher", "%"))
+        if m[5] and int(m[3]) > 1024:
+            rows.append(row(name + ": share of cuBLASLt's rate", float(m[5]), 75, "higher", "%"))
     for m in re.finditer(r"attention\s+(\d+) x q\s+(\d+) kv\s+(\d+):\s+([\d.]+) us,\s+(\d+) TFLOP/s, "
                          r"KV bytes at\s+(\d+) %", read(folder, "kernels.txt")):
         if m[2] == "1":
@@ -61,9 +65,10 @@ def step_rows(folder, top):
         rows.append(row(f"decode step, batch {batch}, context 1k", seconds * 1e3,
                         3.83 if batch == 1 else None, "lower", "ms"))
         if top:
-            kv = batch * (1024 + 48) * KV_TOKEN
-            floor = (WEIGHTS + kv) / (top["copy_tb_s"] * 1e12)
-            rows.append(row(f"decode step, batch {batch}: share of its bytes' floor",
+            bandwidth, rate = top["copy_tb_s"] * 1e12, top["bf16_tflop_s"] * 1e12
+            floor = batch * (1024 + 48) * KV_TOKEN / bandwidth
+            floor += max(WEIGHTS / bandwidth, batch * WEIGHTS / rate)  # 2 bytes and 2 operations each
+            rows.append(row(f"decode step, batch {batch}: share of its floor",
                             100 * floor / seconds, 90 if batch == 1 else 80, "higher", "%"))
     m = re.search(r"prefill 8 2048 ([\d.e-]+)", text)
     if m:

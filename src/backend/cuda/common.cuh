@@ -131,7 +131,7 @@ __device__ __forceinline__ float activate(int kind, float x)
 {
     switch (kind) {
     case 0:
-        return x / (1 + __expf(-x));
+        return __fdividef(x, 1 + __expf(-x));
     case 1:
         return 0.5f * x * (1 + erff(x * 0.70710678f));
     case 2:

@@ -170,14 +170,17 @@ bool launch_attention_hopper(cuda_stream s, void *out, const void *qkv, const st
                              const struct step_arrays *a, const struct attn_shape *shape,
                              const struct attn_plan *plan);
 
-/* ---- narrow.cu ------------------------------------------------------------------------------- */
-enum { NARROW_MAX = 32, NARROW_NORM_MAX = 2 }; /* rows of x; rows that it norms itself */
+/* ---- narrow.cu, wide.cu ---------------------------------------------------------------------- */
+/* Rows of x: where wide.cu begins; that narrow.cu norms itself; where cuBLASLt's bf16 is faster. */
+enum { NARROW_MAX = 16, NARROW_NORM_MAX = 2, WIDE_BF16_MAX = 128 };
+/* y[m, rows] = x[m, cols] W^T. What is not used is zero. */
 struct narrow_args {
-    const void *w; /* [rows, cols] bf16, cols % 16 == 0 */
+    const void *w; /* [rows, cols] bf16, or e4m3 if w_scale */
     int rows, cols;
-    const void *x; /* [m, cols] bf16 */
+    const void *x; /* [m, cols] of the same type */
     int m;
-    const float *h; /* not NULL: x is the norm of it, and goes to x_out too */
+    const float *w_scale, *x_scale; /* e4m3: of each row of W, [rows], and of x, [m] */
+    const float *h;                 /* not NULL: x is the norm of it, and goes to x_out too */
     void *x_out;
     struct norm_args norm;
     const float *bias; /* [rows] or NULL */
@@ -189,10 +192,18 @@ struct narrow_args {
     float *residual;
     float add_scale;
     int act;
+    /* Not NULL: W, w_scale and bias are n_groups in a row, and rows [group_start[g],
+     * group_start[g + 1]) of x meet W of group g. On the device. */
+    const int32_t *group_start;
+    int n_groups;
     int groups_per_block, stages; /* launch_narrow's own */
 };
-/* false: the tensor maps were refused. */
+/* bf16, cols % 16 == 0, up to NARROW_MAX rows, no groups. false: the tensor maps were refused. */
 bool launch_narrow(cuda_stream s, const struct narrow_args *a, int n_sms);
+/* Any number of rows. bf16: cols % 8 == 0; e4m3: cols % 16 == 0. h is not for it. tile: which of
+ * its kernels, all of the same bits; -1: the one that suits the shape. */
+bool launch_wide(cuda_stream s, const struct narrow_args *a, int n_sms, int tile);
+int wide_tiles(void); /* how many there are */
 
 /* ---- moe.cu ---------------------------------------------------------------------------------- */
 enum { MOE_EXPERTS_MAX = 512 };

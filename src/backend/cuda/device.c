@@ -562,24 +562,16 @@ static void cuda_logits(struct device *d, float *logits, const struct weight *w,
         cuda_note(d, "gather_rows");
         x = d->gathered;
     }
-    if (narrow_takes(d, w, n)) {
-        struct narrow_args a = {.w = w->data,
-                                .rows = w->rows,
-                                .cols = w->cols,
-                                .x = x,
-                                .m = n,
-                                .bias = w->bias,
-                                .y = logits,
-                                .out_f32 = true,
-                                .scale = scale,
-                                .softcap = softcap};
-        run_narrow(d, &a);
+    if (product_takes(d, w, n)) {
+        struct narrow_args a = fuse_input(d, w, x, n);
+        a.y = logits;
+        a.out_f32 = true;
+        a.scale = scale;
+        a.softcap = softcap;
+        product_run(d, &a);
         return;
     }
-    if (w->format == W_FP8)
-        fuse_fp8(d, logits, true, w, x, n);
-    else
-        gemm_run(d, logits, true, w, x, n);
+    fuse_other(d, logits, true, w, x, n);
     if (w->bias || scale != 1 || softcap != 0) {
         launch_finish_logits(d->stream, logits, w->bias, n, w->rows, scale, softcap);
         cuda_note(d, "finish_logits");
@@ -785,7 +777,7 @@ static enum sl_status open_stream(struct device *d, struct sl_err *err)
     if (st == SL_OK)
         st = cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0),
                         "asking for the compute capability", err);
-    d->is_hopper = major >= 9;
+    d->is_hopper = major == 9;
     return st;
 }
 

@@ -93,7 +93,7 @@ struct device {
     int32_t *seen;  /* the token at each KV slot of group seen_group */
     int seen_group; /* the first without a window, -1: all have one */
     int n_sms;
-    bool is_hopper; /* has the tensor copy engine, or is newer */
+    bool is_hopper; /* has the tensor copy engine and warpgroup instructions */
 
     /* the step in progress */
     const struct batch *batch;
@@ -161,12 +161,15 @@ void fuse_linear(struct device *d, void *y, const struct weight *w, const void *
 void fuse_linear_f32(struct device *d, float *y, const struct weight *w, const void *x, int rows);
 void fuse_act(struct device *d, void *y, const void *x, enum act_kind kind, bool gated, int rows,
               int n);
-bool narrow_takes(const struct device *d, const struct weight *w, int m);
-void run_narrow(struct device *d, const struct narrow_args *a);
+/* Whether W's products of m rows are made by kernels of our own. */
+bool product_takes(const struct device *d, const struct weight *w, int m);
+void product_run(struct device *d, const struct narrow_args *a);
 struct norm_args norm_args(const struct norm *n); /* device.c */
-/* y[rows, w->rows], as bf16 or f32, of W_FP8 weights and x as bf16; bias is left to the caller. */
-void fuse_fp8(struct device *d, void *y, bool out_f32, const struct weight *w, const void *x,
-              int rows);
+/* What a product of our own needs to know of W and x: it may do the norm that makes x. */
+struct narrow_args fuse_input(struct device *d, const struct weight *w, const void *x, int rows);
+/* y[rows, w->rows], as bf16 or f32, of weights that product_takes() leaves; without the bias. */
+void fuse_other(struct device *d, void *y, bool out_f32, const struct weight *w, const void *x,
+                int rows);
 
 /* moe.c */
 size_t cuda_moe_bytes(const struct moe *m, int hidden, int rows);

@@ -1,30 +1,38 @@
-/* fuse.c - products of a few rows take in what stands before and after them.
+/* fuse.c - products take in what stands before and after them.
  *
  * The forward pass asks for one op after the other. With few rows each is a microsecond or two of
- * work, and a launch costs as much; so a norm or a narrow product is held back until the next op is
- * known. norm + product: the product norms its own input, or the norm writes e4m3 for an FP8
- * product, at any number of rows. product + residual addition, product + gated activation: the
- * product does it as it writes, and so does a mixture of experts with the residual. Anything else
- * launches what is held first.
- * Bits are the same either way (narrow.cu).
+ * work, and a launch costs as much; with many, what one op writes and the next one reads are bytes
+ * to be saved. So a norm or a product of our own is held back until the next op is known. norm +
+ * product: the product norms its own input, or the norm writes e4m3 for an FP8 product. product +
+ * gated activation: the product does it as it writes; with few rows also product + residual
+ * addition (with many, the norm behind it adds for less), and so does a mixture of experts.
+ * Anything else launches what is held first. Bits are the same either way (narrow.cu, wide.cu).
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/device.h"
 
 bool cuda_plain_launches;
 
-bool narrow_takes(const struct device *d, const struct weight *w, int m)
+bool product_takes(const struct device *d, const struct weight *w, int m)
 {
-    return d->is_hopper && m <= NARROW_MAX && w->format == W_BF16 && w->cols % 16 == 0;
+    return d->is_hopper && ((w->format == W_BF16 && w->cols % 8 == 0 && m <= WIDE_BF16_MAX) ||
+                            (w->format == W_FP8 && w->cols % 16 == 0));
 }
 
-void run_narrow(struct device *d, const struct narrow_args *a)
+static bool is_narrow(const struct narrow_args *a)
+{
+    return a->m <= NARROW_MAX && a->cols % 16 == 0 && !a->w_scale;
+}
+
+void product_run(struct device *d, const struct narrow_args *a)
 {
     d->held.kind = HELD_NOTHING;
-    if (!launch_narrow(d->stream, a, d->n_sms) && d->failed == cudaSuccess) {
+    bool launched = is_narrow(a) ? launch_narrow(d->stream, a, d->n_sms)
+                                 : launch_wide(d->stream, a, d->n_sms, -1);
+    if (!launched && d->failed == cudaSuccess) {
         d->failed = cudaErrorInvalidValue;
-        d->failed_what = "a narrow product's tensor maps";
+        d->failed_what = "a product's tensor maps";
     }
-    cuda_note(d, "a narrow product");
+    cuda_note(d, "a product");
 }
 
 /* The norm that is held; its rows as e4m3 too if `coded`. */
@@ -50,86 +58,87 @@ void fuse_flush(struct device *d)
     struct held *held = &d->held;
     struct narrow_args a = held->a;
     if (held->kind == HELD_LINEAR)
-        run_narrow(d, &a);
+        product_run(d, &a);
     if (held->kind == HELD_EXPERTS)
         run_experts(d);
     if (held->kind == HELD_NORM)
         run_norm(d, NULL);
 }
 
-void fuse_fp8(struct device *d, void *y, bool out_f32, const struct weight *w, const void *x,
-              int rows)
+/* x to d->coded, by the norm that makes it if that is held. */
+static void code_rows(struct device *d, const void *x, int rows, int n)
 {
-    SL_ASSERT(rows <= d->coded_rows && w->cols <= d->fp8_cols);
+    SL_ASSERT(rows <= d->coded_rows && n <= d->fp8_cols);
     if (d->held.kind == HELD_NORM && d->held.a.x_out == x) {
         run_norm(d, &d->coded);
+        return;
+    }
+    fuse_flush(d);
+    launch_quantize(d->stream, &d->coded, x, rows, n);
+    cuda_note(d, "quantize");
+}
+
+struct narrow_args fuse_input(struct device *d, const struct weight *w, const void *x, int rows)
+{
+    const struct held *h = &d->held;
+    struct narrow_args a = {
+        .w = w->data, .rows = w->rows, .cols = w->cols, .x = x, .m = rows, .bias = w->bias};
+    if (w->format == W_FP8) {
+        code_rows(d, x, rows, w->cols);
+        a.x = d->coded.q;
+        a.x_scale = d->coded.scale;
+        a.w_scale = w->scale;
+    } else if (h->kind == HELD_NORM && h->a.x_out == x && !h->add && !h->plain &&
+               rows <= NARROW_NORM_MAX && is_narrow(&a)) {
+        a.h = h->a.h;
+        a.x_out = h->a.x_out;
+        a.norm = h->a.norm;
     } else {
         fuse_flush(d);
-        launch_quantize(d->stream, &d->coded, x, rows, w->cols);
-        cuda_note(d, "quantize");
     }
+    return a;
+}
+
+void fuse_other(struct device *d, void *y, bool out_f32, const struct weight *w, const void *x,
+                int rows)
+{
+    if (w->format != W_FP8) {
+        fuse_flush(d);
+        gemm_run(d, y, out_f32, w, x, rows);
+        return;
+    }
+    code_rows(d, x, rows, w->cols);
     launch_fp8_product(d->stream, y, out_f32, w->data, w->scale, w->rows, w->cols, &d->coded, rows);
     cuda_note(d, "an FP8 product");
 }
 
-/* Whether a narrow product can do the norm that is held. */
-static bool narrow_norms(const struct held *h, const void *x)
-{
-    return h->kind == HELD_NORM && h->a.x_out == x && !h->add && !h->plain &&
-           h->a.m <= NARROW_NORM_MAX;
-}
-
-/* The norm that is held becomes the product's, if it makes x. */
-static void take_norm(struct device *d, struct narrow_args *a)
-{
-    const struct held *held = &d->held;
-    if (narrow_norms(held, a->x)) {
-        a->h = held->a.h;
-        a->x_out = held->a.x_out;
-        a->norm = held->a.norm;
-    } else {
-        fuse_flush(d);
-    }
-}
-
 void fuse_linear_f32(struct device *d, float *y, const struct weight *w, const void *x, int rows)
 {
-    struct narrow_args a = {.w = w->data,
-                            .rows = w->rows,
-                            .cols = w->cols,
-                            .x = x,
-                            .m = rows,
-                            .y = y,
-                            .out_f32 = true,
-                            .scale = 1};
-    if (narrow_takes(d, w, rows)) {
-        take_norm(d, &a);
-        run_narrow(d, &a);
+    if (!product_takes(d, w, rows)) {
+        fuse_other(d, y, true, w, x, rows);
         return;
     }
-    fuse_flush(d);
-    gemm_run(d, y, true, w, x, rows);
+    struct narrow_args a = fuse_input(d, w, x, rows);
+    a.bias = NULL;
+    a.y = y;
+    a.out_f32 = true;
+    a.scale = 1;
+    product_run(d, &a);
 }
 
 void fuse_linear(struct device *d, void *y, const struct weight *w, const void *x, int rows)
 {
-    if (!narrow_takes(d, w, rows)) {
-        if (w->format == W_FP8) {
-            fuse_fp8(d, y, false, w, x, rows);
-        } else {
-            fuse_flush(d);
-            gemm_run(d, y, false, w, x, rows);
-        }
-        if (w->bias) {
-            launch_add_bias(d->stream, y, w->bias, rows, w->rows);
-            cuda_note(d, "add_bias");
-        }
+    if (product_takes(d, w, rows)) {
+        struct narrow_args a = fuse_input(d, w, x, rows);
+        a.y = y;
+        d->held = (struct held){.kind = HELD_LINEAR, .a = a};
         return;
     }
-    struct narrow_args a = {
-        .w = w->data, .rows = w->rows, .cols = w->cols, .x = x, .m = rows, .bias = w->bias, .y = y};
-    take_norm(d, &a);
-    d->held = (struct held){.kind = HELD_LINEAR, .a = a};
+    fuse_other(d, y, false, w, x, rows);
+    if (w->bias) {
+        launch_add_bias(d->stream, y, w->bias, rows, w->rows);
+        cuda_note(d, "add_bias");
+    }
 }
 
 void fuse_add_norm(struct device *d, void *x, float *h, const void *add, float add_scale,
@@ -137,11 +146,11 @@ void fuse_add_norm(struct device *d, void *x, float *h, const void *add, float a
 {
     struct held *held = &d->held;
     struct norm_args k = norm ? norm_args(norm) : (struct norm_args){0};
-    if (held->kind == HELD_LINEAR && add && held->a.y == add) {
+    if (held->kind == HELD_LINEAR && add && held->a.y == add && rows <= NARROW_MAX) {
         struct narrow_args a = held->a;
         a.residual = h;
         a.add_scale = add_scale;
-        run_narrow(d, &a);
+        product_run(d, &a);
         add = NULL;
     }
     if (held->kind == HELD_EXPERTS && add && held->moe.out == add) {
@@ -173,7 +182,7 @@ void fuse_act(struct device *d, void *y, const void *x, enum act_kind kind, bool
         a.gated = true;
         a.act = (int)kind;
         a.y = y;
-        run_narrow(d, &a);
+        product_run(d, &a);
         return;
     }
     fuse_flush(d);

@@ -17,65 +17,18 @@
  * kernels of elementwise.cu: the norm of the residual that makes x, a bias, the addition to the
  * residual, the activation of a gated MLP (then a warp owns sixteen rows of gate and of up).
  * SPDX-License-Identifier: Apache-2.0 */
-#include "backend/cuda/common.cuh"
+#include "backend/cuda/tma.cuh"
 
-#include <cuda.h>
-#include <cudaTypedefs.h>
-
-static const int WARPS = 7, STAGES_MAX = 32;              /* warps that multiply; one more asks */
-static const int BOX = 64, ROW = BOX * (int)sizeof(bf16); /* columns of a box; bytes of its rows */
+static const int WARPS = 7, STAGES_MAX = 32;    /* warps that multiply; one more asks */
+static const int BOX = ROW / (int)sizeof(bf16); /* columns of a box */
 
 /* NT: eights of rows of x. NORMED: x is made here and stays whole in shared memory. */
 template <int NT_, bool GATED_, bool NORMED_> struct narrow_config {
     static const int NT = NT_, X_BYTES = NORMED_ ? 0 : NT * 8 * ROW; /* of a box */
     static const bool GATED = GATED_, NORMED = NORMED_;
     /* Of columns, in a stage: two where registers allow, for fewer barriers. */
-    static const int BOXES = GATED || NT > 2 ? 1 : 2, KS = BOXES * BOX, STEPS = KS / 16;
+    static const int BOXES = GATED ? 1 : 2, KS = BOXES * BOX, STEPS = KS / 16;
 };
-
-__device__ __forceinline__ unsigned shared_address(const void *p)
-{
-    return (unsigned)__cvta_generic_to_shared(p);
-}
-
-__device__ __forceinline__ void barrier_init(uint64_t *b, int arrivals)
-{
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(b)), "r"(arrivals)
-                 : "memory");
-}
-
-__device__ __forceinline__ void barrier_expect(uint64_t *b, int bytes)
-{
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(b)),
-                 "r"(bytes)
-                 : "memory");
-}
-
-__device__ __forceinline__ void barrier_wait(uint64_t *b, int phase)
-{
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "again: mbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n"
-                 "@!p bra again;\n"
-                 "}\n" ::"r"(shared_address(b)),
-                 "r"(phase)
-                 : "memory");
-}
-
-/* The copy engine brings the box at (row, col) and tells the barrier. */
-__device__ __forceinline__ void box_copy(void *to, const CUtensorMap *map, int col, int row,
-                                         uint64_t *b)
-{
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-                 "[%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(to)),
-                 "l"(map), "r"(col), "r"(row), "r"(shared_address(b))
-                 : "memory");
-}
-
-__device__ __forceinline__ void barrier_arrive(uint64_t *b)
-{
-    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(b)) : "memory");
-}
 
 /* The ring of a block: full[i] is the copy engine's word, empty[i] the multiplying warps'. */
 struct ring_barriers {
@@ -335,22 +288,6 @@ __global__ void __launch_bounds__((WARPS + 1) * 32, C::NT == 1 ? 2 : 1)
 #endif
 }
 
-static bool make_map(CUtensorMap *map, const void *data, int rows, int cols, int box_rows)
-{
-    static PFN_cuTensorMapEncodeTiled_v12000 encode;
-    cudaDriverEntryPointQueryResult found;
-    if (!encode &&
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode, 12000,
-                                         cudaEnableDefault, &found) != cudaSuccess)
-        return false;
-    cuuint64_t dim[2] = {(cuuint64_t)cols, (cuuint64_t)rows}, stride = (cuuint64_t)cols * 2;
-    cuuint32_t box[2] = {BOX, (cuuint32_t)box_rows}, step[2] = {1, 1};
-    return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)data, dim, &stride, box, step,
-                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                  CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
 /* One block a multiprocessor, if there are no more: then it takes more than half of the shared
  * memory, so that the next kernel's blocks, which come while this one's end, cannot gather in pairs
  * on some multiprocessors and leave others idle. */
@@ -370,8 +307,9 @@ template <class C> static bool launch(cudaStream_t s, narrow_args a, int blocks,
         allowed = bytes;
     }
     CUtensorMap w_map, x_map;
-    if (!make_map(&w_map, a.w, a.rows, a.cols, used * 16) ||
-        !make_map(&x_map, C::NORMED ? a.w : a.x, C::NORMED ? a.rows : a.m, a.cols, C::NT * 8))
+    if (!rows_map(&w_map, a.w, a.rows, a.cols, false, used * 16) ||
+        !rows_map(&x_map, C::NORMED ? a.w : a.x, C::NORMED ? a.rows : a.m, a.cols, false,
+                  C::NT * 8))
         return false;
     int warps = (C::NORMED ? WARPS : used) + 1; /* norms add in the order of 256 threads */
     launch_after(s, narrow_kernel<C>, dim3(blocks), dim3(warps * 32), bytes, a, w_map, x_map);
@@ -398,7 +336,5 @@ extern "C" bool launch_narrow(cuda_stream s, const struct narrow_args *args, int
     int per = (groups + n_sms - 1) / n_sms;
     a.groups_per_block = per > WARPS ? WARPS : per;
     int blocks = (groups + a.groups_per_block - 1) / a.groups_per_block;
-    return a.m <= 8    ? launch_kind<1>(s, a, blocks, n_sms)
-           : a.m <= 16 ? launch_kind<2>(s, a, blocks, n_sms)
-                       : launch_kind<4>(s, a, blocks, n_sms);
+    return a.m <= 8 ? launch_kind<1>(s, a, blocks, n_sms) : launch_kind<2>(s, a, blocks, n_sms);
 }
