@@ -8,7 +8,9 @@
  * A warp owns 16 of them. Halves of tiles of K and of V, in turn, stream through a ring of STAGES
  * in shared memory, rows padded by 16 bytes, which keeps ldmatrix free of bank conflicts. The loop
  * over tiles is not unrolled: unrolled over a chunk it outgrows the instruction cache and runs 8
- * times slower. SPDX-License-Identifier: Apache-2.0 */
+ * times slower.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/attention.cuh"
 
 static const int HALF = ATTN_TILE / 2; /* keys in a stage: half a tile's */
@@ -263,7 +265,7 @@ template <int HD, int STAGES, class T> struct decode_shared {
     int is_last;
 };
 
-/* A sequence's pairs [begin, end), and this block's run of all pairs. */
+/* One of the plan's pairs, and how many chunks its sequence has from `first_chunk` on. */
 struct pair {
     int row, chunk, kv_len, block_start, first_chunk, n_chunks;
 
@@ -717,8 +719,8 @@ __device__ __forceinline__ void write_whole(const decode_rows &r, const decode_t
     }
 }
 
-/* Partial results `first`, and [rest, end), in order. A thread has four values of a head at a time.
- */
+/* Partial results `first` (those before `rest`, folded), and [rest, end), in order. A thread has
+ * four values of a head at a time. */
 template <int HD>
 __device__ void fold_partials(const decode_rows &r, int token, int first, int rest, int end)
 {

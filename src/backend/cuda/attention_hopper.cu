@@ -2,9 +2,10 @@
  *
  * A block stays on its multiprocessor and takes items in turn: 128 query rows (the heads of a group
  * for tokens_per_tile tokens) of one sequence and KV head, against all the keys that they see. One
- * warp asks the copy engine for tiles of K and V, page by page; three more bring the item's
- * queries; two warpgroups of 64 rows each multiply. While the tensor cores make q k^T of a tile and
- * P V of the one before it, a warpgroup makes the next P, so that neither waits long for the other.
+ * warp asks the copy engine for tiles of K and V, page by page; one looks items up ahead of the
+ * others; two bring queries; two warpgroups of 64 rows each multiply. While the tensor cores make
+ * P V of a tile, a warpgroup makes P of the next; and while they make q k^T of the one after that,
+ * it brings o to the new maximum or folds it.
  *
  * The arithmetic is attention.cuh's. A chunk's o begins at nothing, so a row has two of them at a
  * chunk's end; the one that is folded so far lies in shared memory, each thread's part in places of
@@ -21,7 +22,7 @@ static const int ROWS = 128, GROUP_THREADS = 128, THREADS = 3 * GROUP_THREADS;
 static const int PANEL = ROWS * 128; /* bytes of 64 columns of a tile, of K, V or queries */
 static const int STAGES = 2;
 
-/* What a block does between two tickets. */
+/* What a block does for one ticket. */
 struct item {
     int kv_head, first, n_tokens, first_row; /* first: token row of the batch */
     int lowest, kv_len, block_start;         /* position of the first token */
