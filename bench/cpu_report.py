@@ -189,9 +189,10 @@ def our_speeds(raw, form):
     return speed
 
 
-def best(speeds, what):
-    found = [s[what] for s in speeds if what in s]
-    return max(found) if found else None
+def best(mine, other, what):
+    """The best on either side, of the formats that were measured on both."""
+    pairs = [(m[what], o[what]) for m, o in zip(mine, other) if what in m and what in o]
+    return (max(column) for column in zip(*pairs)) if pairs else (None, None)
 
 
 def llama_rows(t, raw):
@@ -203,7 +204,7 @@ def llama_rows(t, raw):
         other = [llama_speeds(raw, f) for f in theirs]
         for what, goal in goals.items():
             name = "prefill 512" if what == "prefill" else f"decode batch {what}"
-            a, b = best(mine, what), best(other, what)
+            a, b = best(mine, other, what)
             if not a or not b:
                 t.add(f"llama.cpp, {name}, {title}: skipped", None, "x", goal)
                 continue
