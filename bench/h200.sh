@@ -109,10 +109,11 @@ part_serve() {
 part_start() {
     local weights
     weights=$(mktemp -d -p /dev/shm)
-    python3 bench/start.py 3 "$bin/sluice" serve "$model" "${dummy[@]}" | tee "$raw/start.txt"
+    python3 bench/start.py 3 "$bin/sluice" serve "$model" "${dummy[@]}" --max-model-len 8192 |
+        tee "$raw/start.txt"
     python3 bench/make_weights.py bench/configs/llama-3.2-1b "$weights" | tee "$raw/load.txt"
-    python3 bench/start.py 2 "$bin/sluice" serve "$weights" --device cuda --skip-tokenizer-init |
-        tee -a "$raw/load.txt"
+    python3 bench/start.py 2 "$bin/sluice" serve "$weights" --device cuda --skip-tokenizer-init \
+        --max-model-len 8192 | tee -a "$raw/load.txt"
     rm -r "$weights"
 }
 

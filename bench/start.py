@@ -12,10 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 
-PORT = 8765
+PORT, LIMIT_S = 8765, 40
 PARTS = re.compile(r"CUDA start-up|Loading weights took|KV cache and buffers took")
 
 
@@ -23,7 +22,7 @@ def is_ready():
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=5):
             return True
-    except (urllib.error.URLError, ConnectionError):
+    except OSError:
         return False
 
 
@@ -32,20 +31,20 @@ def server(command):
     """A server that is ready; gives the seconds that it took and, after it has ended, its log."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         found, start = {}, time.perf_counter()
-        with subprocess.Popen(command + ["--port", str(PORT)], stdout=subprocess.DEVNULL,
-                              stderr=log) as p:
+        p = subprocess.Popen(command + ["--port", str(PORT)], stdout=subprocess.DEVNULL, stderr=log)
+        try:
             while not is_ready():
-                if p.poll() is not None or time.perf_counter() - start > 120:
-                    p.kill()
+                if p.poll() is not None or time.perf_counter() - start > LIMIT_S:
                     log.seek(0)
                     sys.exit("the server did not start: " + log.read()[-2000:])
                 time.sleep(0.005)
             found["seconds"] = time.perf_counter() - start
-            try:
-                yield found
-            finally:
-                p.send_signal(signal.SIGTERM)
-                p.wait(timeout=60)
+            yield found
+            p.send_signal(signal.SIGTERM)
+            p.wait(timeout=LIMIT_S)
+        finally:
+            p.kill()
+            p.wait()
         log.seek(0)
         found["log"] = log.read()
 
