@@ -64,9 +64,8 @@ template <class C> struct tile_walk {
     {
         int band = at / (C::BAND * n_w), in = at % (C::BAND * n_w);
         int band_x = min(C::BAND, n_x - band * C::BAND);
-        return {first +
-                    ((band * C::BAND + in % band_x) * C::CLUSTER + blockIdx.x % C::CLUSTER) * C::BM,
-                end, in / band_x * C::N, group};
+        int x = (band * C::BAND + in % band_x) * C::CLUSTER + (int)blockIdx.x % C::CLUSTER;
+        return {first + x * C::BM, end, in / band_x * C::N, group};
     }
 
     __device__ bool next(tile &out)
