@@ -321,13 +321,14 @@ static enum wformat checkpoint_format(const struct load *l, const struct plan_te
 static enum wformat choose_format(const struct load *l, const struct plan_tensor *t, int n)
 {
     enum slot slot = t->row->slot;
-    const char *q = slot == SLOT_ROUTER || slot == SLOT_SHARED_GATE ? NULL : l->req->quantization;
+    bool gate = slot == SLOT_ROUTER || slot == SLOT_SHARED_GATE;
+    const char *q = gate ? NULL : l->req->quantization;
     bool table = slot == SLOT_POSITIONS || slot == SLOT_TYPES; /* small, and read by row */
     /* These stay at 8 bits or more. */
     bool wide = slot == SLOT_EMBED || slot == SLOT_LM_HEAD || is_sensitive(l, slot, t->layer);
-    if (keeps_codes(l))
+    if (keeps_codes(l) && !gate && !table)
         return checkpoint_format(l, t, n);
-    if (!q || (table && !strcmp(q, "fp8")))
+    if (!q || keeps_codes(l) || (table && !strcmp(q, "fp8")))
         return plain_format(l);
     if (table)
         return W_F32;
