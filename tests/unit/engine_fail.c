@@ -6,25 +6,31 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 
 enum { VOCAB = 100 };
 
-/* sim, but step `fail_step` is refused, and tokens of requests with seed 666 are not numbers. */
+/* sim, but step `fail_step` is refused, and tokens of requests with seed 666 are not numbers. While
+ * it is held, a step waits. */
 struct faulty {
     struct backend be;
     struct backend *sim;
     const struct batch *batch;
     int n_steps, fail_step;
+    atomic_bool held;
 };
 
 static enum sl_status faulty_submit(struct backend *be, const struct batch *b, struct sl_err *err)
 {
     struct faulty *f = (struct faulty *)be;
     f->batch = b;
+    while (atomic_load(&f->held))
+        nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
     if (++f->n_steps == f->fail_step)
         return SL_FAIL(err, SL_EDEVICE, "the device has burnt out");
     return f->sim->ops->submit(f->sim, b, err);
@@ -73,6 +79,7 @@ static struct backend *faulty_create(int fail_step)
     f->be = *f->sim;
     f->be.ops = &ops;
     f->fail_step = fail_step;
+    f->held = fail_step > 0; /* let go by the test, once all that it submits is there */
     return &f->be;
 }
 
@@ -144,6 +151,7 @@ static void a_dead_device_fails_every_request(void **state)
     struct sl_err err = {0};
     for (int i = 0; i < 12; i++) /* eight run, four wait */
         assert_non_null(r[i] = submit_as(e, i, i % 5 == 1, NULL));
+    atomic_store(&((struct faulty *)e->be)->held, false);
     for (int i = 0; i < 12; i++) {
         int n;
         struct sl_err error = {0};
