@@ -218,12 +218,14 @@ struct moe_args {
     const void *gate_up, *down; /* [n_experts][2 ffn, hidden], [n_experts][hidden, ffn] bf16 */
     /* made by routing */
     int tile_rows;    /* pairs in a tile, at most: moe_tile_rows() */
+    bool wide;        /* wide.cu multiplies where an expert has many rows */
     int32_t *expert;  /* [rows, top_k] ascending, -1: none */
     float *weight;    /* [rows, top_k] */
     int32_t *pair_of; /* [rows, top_k] */
     int32_t *row_of;  /* [pairs] */
     int32_t *tile;    /* [n_tiles][4]: expert, first pair, pairs, 0 */
     int32_t *n_tiles;
+    int32_t *first; /* [n_experts + 1]: first pair of each expert; for wide.cu */
     /* made by the products */
     void *mid, *sub; /* [pairs, ffn], [pairs, hidden] bf16 */
     /* the expert that all visit: its output, NULL: none; its gate's weights, NULL: 1 */
@@ -237,8 +239,9 @@ struct moe_args {
 /* large_shared: a multiprocessor has the shared memory of Hopper. */
 int moe_tile_rows(int rows, int top_k, int n_experts, bool large_shared);
 void launch_moe_route(cuda_stream s, const struct moe_args *a);
-void launch_moe_gate_up(cuda_stream s, const struct moe_args *a, int n_sms);
-void launch_moe_down(cuda_stream s, const struct moe_args *a, int n_sms); /* and the sum */
+/* false: wide.cu's tensor maps were refused. Down makes the sum too. */
+bool launch_moe_gate_up(cuda_stream s, const struct moe_args *a, int n_sms);
+bool launch_moe_down(cuda_stream s, const struct moe_args *a, int n_sms);
 
 /* ---- sample.cu ------------------------------------------------------------------------------ */
 struct draw_args {

@@ -164,6 +164,8 @@ void fuse_act(struct device *d, void *y, const void *x, enum act_kind kind, bool
 /* Whether W's products of m rows are made by kernels of our own. */
 bool product_takes(const struct device *d, const struct weight *w, int m);
 void product_run(struct device *d, const struct narrow_args *a);
+/* After a launch of wide.cu or narrow.cu: whether its tensor maps were taken. */
+void cuda_mapped(struct device *d, bool launched);
 struct norm_args norm_args(const struct norm *n); /* device.c */
 /* What a product of our own needs to know of W and x: it may do the norm that makes x. */
 struct narrow_args fuse_input(struct device *d, const struct weight *w, const void *x, int rows);

@@ -23,15 +23,20 @@ static bool is_narrow(const struct narrow_args *a)
     return a->m <= NARROW_MAX && a->cols % 16 == 0 && !a->w_scale;
 }
 
+void cuda_mapped(struct device *d, bool launched)
+{
+    if (launched || d->failed != cudaSuccess)
+        return;
+    d->failed = cudaErrorInvalidValue;
+    d->failed_what = "a product's tensor maps";
+}
+
 void product_run(struct device *d, const struct narrow_args *a)
 {
     d->held.kind = HELD_NOTHING;
     bool launched = is_narrow(a) ? launch_narrow(d->stream, a, d->n_sms)
                                  : launch_wide(d->stream, a, d->n_sms, -1);
-    if (!launched && d->failed == cudaSuccess) {
-        d->failed = cudaErrorInvalidValue;
-        d->failed_what = "a product's tensor maps";
-    }
+    cuda_mapped(d, launched);
     cuda_note(d, "a product");
 }
 
@@ -49,7 +54,7 @@ static void run_experts(struct device *d)
 {
     struct moe_args a = d->held.moe;
     d->held.kind = HELD_NOTHING;
-    launch_moe_down(d->stream, &a, d->n_sms);
+    cuda_mapped(d, launch_moe_down(d->stream, &a, d->n_sms));
     cuda_note(d, "the experts' second products");
 }
 

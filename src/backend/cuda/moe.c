@@ -35,6 +35,7 @@ static size_t carve(struct carved *c, void *base, const struct moe *m, int hidde
     c->a.row_of = take(&from, pairs, sizeof(int32_t));
     c->a.tile = take(&from, tiles, 4 * sizeof(int32_t));
     c->a.n_tiles = take(&from, 1, sizeof(int32_t));
+    c->a.first = take(&from, experts + 1, sizeof(int32_t));
     c->a.mid = take(&from, pairs * (size_t)m->ffn, 2);
     c->a.sub = take(&from, pairs * (size_t)hidden, 2);
     c->a.shared_weight = take(&from, n, sizeof(float));
@@ -79,10 +80,11 @@ void cuda_moe(struct device *d, void *out, const void *x, const struct moe *m, i
     a->gate_up = m->gate_up[0].data;
     a->down = m->down[0].data;
     a->tile_rows = moe_tile_rows(rows, m->top_k, m->n_experts, d->is_hopper);
+    a->wide = d->is_hopper;
     a->out = out;
     launch_moe_route(d->stream, a);
     cuda_note(d, "routing to experts");
-    launch_moe_gate_up(d->stream, a, d->n_sms);
+    cuda_mapped(d, launch_moe_gate_up(d->stream, a, d->n_sms));
     cuda_note(d, "the experts' first products");
     d->held = (struct held){.kind = HELD_EXPERTS, .moe = *a};
 }

@@ -5,12 +5,12 @@
  * are cut into tiles of a few rows, so that no expert is padded to the largest. How many tiles
  * there are only the device knows: blocks take what is there, nothing waits for the host.
  *
- * Two kinds of product kernel, with the same bits (cuda.h: K in steps of 16 into one accumulator).
+ * Kinds of product kernel, all with the same bits (cuda.h: K in steps of 16 into one accumulator).
  * few_kernel is bound by the weights' bytes: a warp owns sixteen rows of an expert's matrix and
  * streams them through a ring of its own. many_kernel is bound by multiplications: a block makes
- * MANY_ROWS x 128 outputs. Both round as the dense products do: gate and up, then the activation,
- * then an expert's output, then the weighted sum, experts in ascending order, the shared one last.
- * SPDX-License-Identifier: Apache-2.0 */
+ * MANY_ROWS x 128 outputs; on Hopper wide.cu takes its place. All round as the dense products do:
+ * gate and up, then the activation, then an expert's output, then the weighted sum, experts in
+ * ascending order, the shared one last. SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/common.cuh"
 
 static const int FEW_WARPS = 4, FEW_RING = 48 << 10; /* bytes of a warp */
@@ -228,8 +228,11 @@ __global__ void __launch_bounds__(SORT_THREADS) sort_kernel(moe_args a)
     count_experts(c, a);
     if (threadIdx.x == 0) {
         write_tiles(c, a, e);
+        a.first[e] = c.start[e];
         if (e == 0)
             *a.n_tiles = c.n_tiles;
+        if (e == a.n_experts - 1)
+            a.first[e + 1] = c.start[e] + c.count[e];
     }
     for (int first = 0, at = c.start[e]; first < n_pairs; first += SORT_THREADS * 8) {
         int from = first + threadIdx.x * 8, n = 0;
@@ -693,6 +696,19 @@ template <bool GATED> __global__ void __launch_bounds__(256, 2) many_kernel(moe_
         }
 }
 
+/* Pair blockIdx.x's row of x, to sub: nobody needs that before the products of down. */
+__global__ void __launch_bounds__(128) gather_kernel(moe_args a)
+{
+    begin();
+    const int pair = blockIdx.x;
+    if (pair >= a.first[a.n_experts])
+        return;
+    const uint4 *from = (const uint4 *)((const bf16 *)a.x + (size_t)a.row_of[pair] * a.hidden);
+    uint4 *to = (uint4 *)((bf16 *)a.sub + (size_t)pair * a.hidden);
+    for (int i = threadIdx.x; i < a.hidden / 8; i += blockDim.x)
+        to[i] = from[i];
+}
+
 /* ---- launches ---------------------------------------------------------------------------------
  */
 
@@ -720,8 +736,29 @@ template <class C> static void launch_few(cudaStream_t s, const moe_args &a, int
     launch_after(s, few_kernel<C>, dim3(n_blocks), dim3(FEW_WARPS * 32), bytes, a, is_lone(a));
 }
 
-template <bool GATED> static void launch_product(cudaStream_t s, const moe_args &a, int n_sms)
+template <bool GATED> static bool launch_grouped(cudaStream_t s, const moe_args &a, int n_sms)
 {
+    narrow_args p = {};
+    p.w = GATED ? a.gate_up : a.down;
+    p.rows = GATED ? 2 * a.ffn : a.hidden;
+    p.cols = GATED ? a.hidden : a.ffn;
+    p.x = GATED ? a.sub : a.mid;
+    p.y = GATED ? a.mid : a.sub;
+    p.m = a.rows * a.top_k;
+    p.gated = GATED;
+    p.act = a.act;
+    p.group_start = a.first;
+    p.n_groups = a.n_experts;
+    return launch_wide(s, &p, n_sms, -1);
+}
+
+template <bool GATED> static bool launch_product(cudaStream_t s, const moe_args &a, int n_sms)
+{
+    if (a.tile_rows == MANY_ROWS && a.wide) {
+        if (GATED)
+            launch_after(s, gather_kernel, dim3(a.rows * a.top_k), dim3(128), 0, a);
+        return launch_grouped<GATED>(s, a, n_sms);
+    }
     if (a.tile_rows == MANY_ROWS) {
         const int bytes = MANY_STAGES * MANY_STAGE, width = GATED ? 64 : 128;
         const int pairs = a.rows * a.top_k;
@@ -737,6 +774,7 @@ template <bool GATED> static void launch_product(cudaStream_t s, const moe_args 
     } else {
         launch_few<few_config<4, GATED>>(s, a, n_sms);
     }
+    return true;
 }
 
 extern "C" int moe_tile_rows(int rows, int top_k, int n_experts, bool large_shared)
@@ -751,14 +789,15 @@ extern "C" int moe_tile_rows(int rows, int top_k, int n_experts, bool large_shar
     return rows <= 32 || pairs <= 24 * n_experts ? 32 : MANY_ROWS;
 }
 
-extern "C" void launch_moe_gate_up(cuda_stream s, const struct moe_args *a, int n_sms)
+extern "C" bool launch_moe_gate_up(cuda_stream s, const struct moe_args *a, int n_sms)
 {
-    launch_product<true>(s, *a, n_sms);
+    return launch_product<true>(s, *a, n_sms);
 }
 
-extern "C" void launch_moe_down(cuda_stream s, const struct moe_args *a, int n_sms)
+extern "C" bool launch_moe_down(cuda_stream s, const struct moe_args *a, int n_sms)
 {
-    launch_product<false>(s, *a, n_sms);
+    bool launched = launch_product<false>(s, *a, n_sms);
     if (a->tile_rows == MANY_ROWS)
         launch_after(s, mix_kernel, dim3(a->rows), dim3(256), 0, *a);
+    return launched;
 }
