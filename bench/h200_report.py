@@ -53,7 +53,8 @@ def kernel_rows(folder):
             rows.append(row(f"decode attention, {m[1]} x {m[3]}: share of the copy rate",
                             float(m[6]), 88, "higher", "%"))
         else:
-            rows.append(row(f"prefill attention, {m[1]} x {m[2]}", float(m[5]), 495, "higher",
+            over = "" if m[2] == m[3] else f" over {m[3]}"
+            rows.append(row(f"prefill attention, {m[1]} x {m[2]}{over}", float(m[5]), 495, "higher",
                             "TFLOP/s"))
     return rows
 

@@ -10,7 +10,9 @@
  * streams them through a ring of its own. many_kernel is bound by multiplications: a block makes
  * MANY_ROWS x 128 outputs; on Hopper wide.cu takes its place. All round as the dense products do:
  * gate and up, then the activation, then an expert's output, then the weighted sum, experts in
- * ascending order, the shared one last. SPDX-License-Identifier: Apache-2.0 */
+ * ascending order, the shared one last.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/common.cuh"
 
 static const int FEW_WARPS = 4, FEW_RING = 48 << 10; /* bytes of a warp */
