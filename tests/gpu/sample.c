@@ -175,6 +175,7 @@ static void open_bench(struct bench *t, int vocab, uint32_t seed)
     t->f = mem_zalloc(ROWS, sizeof *t->f);
     t->logits = mem_alloc(n, sizeof *t->logits);
     t->on_device = ops->alloc(t->d, n * sizeof(float), "logits", &err);
+    cudaDeviceSynchronize(); /* memory is cleared on the device's own stream, filled on another */
     t->rows.cap_words = ROWS * DRAW_WORDS_MAX;
     t->rows.row = mem_alloc(ROWS, sizeof *t->rows.row);
     t->rows.word = mem_alloc((size_t)t->rows.cap_words, sizeof *t->rows.word);
@@ -184,7 +185,7 @@ static void open_bench(struct bench *t, int vocab, uint32_t seed)
     }
     cudaMemcpy(t->on_device, t->logits, n * sizeof(float), cudaMemcpyHostToDevice);
     make_batch(t);
-    cudaDeviceSynchronize(); /* the device's own stream does not wait for this one */
+    cudaDeviceSynchronize();
 }
 
 static void close_bench(struct bench *t)
