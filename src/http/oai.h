@@ -40,8 +40,9 @@ enum {
     OAI_MAX_STOP = 4,       /* VLLM_MAX_STOP_STRINGS */
     OAI_MAX_TOOLS = 1024,
     OAI_MAX_TOOL_NAME = 256,
-    OAI_MAX_CHOICES = 16384,      /* prompts x n of one HTTP request */
-    OAI_MAX_JSON_VALUES = 1 << 20 /* each costs about 50 bytes once parsed */
+    OAI_MAX_CHOICES = 16384,       /* prompts x n of one HTTP request */
+    OAI_MAX_PAIR_BYTES = 32 << 20, /* texts of all pairs of one, a query with each document */
+    OAI_MAX_JSON_VALUES = 1 << 20  /* each costs about 50 bytes once parsed */
 };
 
 enum oai_tool_mode { OAI_TOOLS_NONE, OAI_TOOLS_AUTO, OAI_TOOLS_REQUIRED, OAI_TOOLS_NAMED };

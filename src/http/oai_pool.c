@@ -342,29 +342,18 @@ static char *pair_vars(const struct oai_request *r, struct oai_error *e)
     return text;
 }
 
-/* The pair as one text. */
+/* The pair as one text. vars: pair_vars(), if it is rendered. */
 static bool one_text(const struct oai_request *r, const struct oai_env *env, const json_t *a,
-                     const json_t *b, struct oai_prompt *p, struct oai_error *e)
+                     const json_t *b, const char *vars, struct oai_prompt *p, struct oai_error *e)
 {
-    bool render = env->info.renders_pairs;
-    char *vars = render ? pair_vars(r, e) : NULL, *text = NULL;
+    char *text = NULL;
     size_t bytes = 0;
     struct sl_err err = {0};
-    bool ok = vars || !render;
-    if (ok && sl_text_pair(env->text, json_string_value(a), json_string_length(a),
-                           json_string_value(b), json_string_length(b), vars, &text, &bytes, &err))
-        ok = oai_fail_err(e, &err);
-    ok = ok && encode_bytes(r, env, text, bytes, p, e);
-    free(vars);
+    bool ok = !sl_text_pair(env->text, json_string_value(a), json_string_length(a),
+                            json_string_value(b), json_string_length(b), vars, &text, &bytes, &err);
+    ok = ok ? encode_bytes(r, env, text, bytes, p, e) : oai_fail_err(e, &err);
     sl_free(text);
     return ok;
-}
-
-static bool pair_prompt(const struct oai_request *r, const struct oai_env *env, const json_t *a,
-                        const json_t *b, struct oai_prompt *p, struct oai_error *e)
-{
-    bool one = env->info.renders_pairs || env->info.joins_pairs;
-    return one ? one_text(r, env, a, b, p, e) : encode_pair(r, env, a, b, p, e);
 }
 
 /* ---- pairs ---------------------------------------------------------------------------------- */
@@ -473,22 +462,52 @@ static json_t *side_texts(const struct oai_request *r, const struct oai_env *env
     return list;
 }
 
-/* By a head: each pair is a prompt. By vectors: first the queries', then the documents'. */
-static bool side_prompts(struct oai_request *r, const struct oai_env *env, const json_t *a,
+/* A query is read again with each of its documents, and so are the template's variables: a small
+ * body can ask for much. */
+static bool check_work(const json_t *a, const json_t *b, size_t vars_bytes, struct oai_error *e)
+{
+    size_t n = side_size(a), m = side_size(b), bytes = 0;
+    for (size_t i = 0; i < m && bytes <= OAI_MAX_PAIR_BYTES; i++)
+        bytes += json_string_length(side_at(a, n > 1 ? i : 0)) + json_string_length(side_at(b, i)) +
+                 vars_bytes;
+    return bytes <= OAI_MAX_PAIR_BYTES ||
+           oai_fail(e, 400, NULL, "documents",
+                    "the texts of all pairs have more than %d bytes together; send fewer documents "
+                    "at a time.",
+                    OAI_MAX_PAIR_BYTES);
+}
+
+/* By a head: each pair is a prompt. */
+static bool head_prompts(struct oai_request *r, const struct oai_env *env, const json_t *a,
                          const json_t *b, struct oai_error *e)
 {
     size_t n = side_size(a), m = side_size(b);
-    bool head = env->info.task == SL_POOL_CLASSIFY;
-    if (!make_room(r, head ? m : n + m, "documents", e))
-        return false;
-    r->pool.n_queries = head ? 0 : (int)n;
-    for (size_t i = 0; i < (head ? m : n + m); i++) {
+    bool one = env->info.renders_pairs || env->info.joins_pairs;
+    char *vars = env->info.renders_pairs ? pair_vars(r, e) : NULL;
+    bool ok = (vars || !env->info.renders_pairs) && check_work(a, b, vars ? strlen(vars) : 0, e) &&
+              make_room(r, m, "documents", e);
+    for (size_t i = 0; ok && i < m; i++) {
+        const json_t *first = side_at(a, n > 1 ? i : 0), *second = side_at(b, i);
         struct oai_prompt *p = &r->prompts[i];
         r->n_prompts = (int)i + 1;
-        bool ok = head    ? pair_prompt(r, env, side_at(a, n > 1 ? i : 0), side_at(b, i), p, e)
-                  : i < n ? encode(r, env, side_at(a, i), p, e)
-                          : encode(r, env, side_at(b, i - n), p, e);
-        if (!ok)
+        ok = one ? one_text(r, env, first, second, vars, p, e)
+                 : encode_pair(r, env, first, second, p, e);
+    }
+    free(vars);
+    return ok;
+}
+
+/* By vectors: first the queries', then the documents'. */
+static bool vector_prompts(struct oai_request *r, const struct oai_env *env, const json_t *a,
+                           const json_t *b, struct oai_error *e)
+{
+    size_t n = side_size(a), m = side_size(b);
+    if (!make_room(r, n + m, "documents", e))
+        return false;
+    r->pool.n_queries = (int)n;
+    for (size_t i = 0; i < n + m; i++) {
+        r->n_prompts = (int)i + 1;
+        if (!encode(r, env, i < n ? side_at(a, i) : side_at(b, i - n), &r->prompts[i], e))
             return false;
     }
     return true;
@@ -504,7 +523,9 @@ static bool pair_prompts(struct oai_request *r, const struct oai_env *env, struc
         return false;
     json_t *queries = side_texts(r, env, a, p->max_tokens_per_query, e);
     json_t *documents = queries ? side_texts(r, env, b, p->max_tokens_per_doc, e) : NULL;
-    bool ok = documents && side_prompts(r, env, queries, documents, e);
+    bool head = env->info.task == SL_POOL_CLASSIFY;
+    bool ok = documents && (head ? head_prompts(r, env, queries, documents, e)
+                                 : vector_prompts(r, env, queries, documents, e));
     json_decref(queries);
     json_decref(documents);
     return ok;

@@ -386,6 +386,10 @@ class Encoders(unittest.TestCase):
             scores = [d["score"] for d in out["data"]]
             self.assertTrue(all(0 < x < 1 for x in scores))
             self.assertEqual(len(set(scores)), 3)
+            much = post(s, "/score", {"queries": "cat " * 10000, "documents": ["mat"] * 1000,
+                                      "truncate_prompt_tokens": 8})  # 40 MB of queries to read
+            self.assertEqual(much.status, 400)
+            self.assertIn("send fewer documents", much.json()["error"]["message"])
             # [CLS] list files [SEP] tar files [SEP]
             self.assertEqual(out["usage"]["prompt_tokens"], 11 + 7 + 10)
             plain = post(s, "/score", {"queries": "list files", "documents": docs,
