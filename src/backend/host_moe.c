@@ -63,7 +63,7 @@ static int pick(const float *p, const struct moe *m, const float *forced, int k)
 }
 
 /* One row's logits become weights: the probabilities of its top_k experts, -1 for what is not
- * chosen. With a NaN among them all weights are NaN, so that it shows. */
+ * chosen. With a NaN or Inf among them all weights are NaN, so that it shows. */
 static void choose(float *logit, const struct moe *m, const float *forced)
 {
     double top = -INFINITY, total = 0, chosen = 0;
@@ -74,6 +74,7 @@ static void choose(float *logit, const struct moe *m, const float *forced)
     }
     for (int e = 0; e < m->n_experts; e++)
         total += exp((double)logit[e] - top);
+    nan = nan || isnan(total); /* Inf among them */
     for (int e = 0; e < m->n_experts; e++)
         logit[e] = nan ? NAN : (float)(exp((double)logit[e] - top) / total);
     for (int k = 0; k < m->top_k && !nan; k++) { /* a chosen one is marked by its sign bit */

@@ -212,9 +212,10 @@ static enum sl_status fetch_scales(const struct load *l, struct staging *s,
     for (size_t r = n; r < rows; r++)
         scale[r] = scale[0];
     for (size_t r = 0; r < rows; r++)
-        if (!isfinite(scale[r]))
-            return SL_FAIL(l->err, SL_EFORMAT, "%s: tensor '%s' holds NaN or Inf", f->file,
-                           f->name);
+        if (!isfinite(scale[r] * E4M3_MAX))
+            return SL_FAIL(l->err, SL_EFORMAT,
+                           "%s: tensor '%s' holds NaN, Inf or a scale too large for its values",
+                           f->file, f->name);
     *out = scale;
     return SL_OK;
 }
