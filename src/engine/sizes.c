@@ -3,6 +3,7 @@
 
 #include "base/limits.h"
 #include "base/status.h"
+#include "sched/kvpool.h"
 
 static const double GIB = 1024.0 * 1024.0 * 1024.0;
 
@@ -61,8 +62,8 @@ enum sl_status sizes_kv(struct kv_sizes *out, const struct sl_config *cfg,
     size_t block_bytes = sizes_block_bytes(l);
     uint64_t n =
         cfg->num_blocks_override > 0 ? (uint64_t)cfg->num_blocks_override : kv_bytes / block_bytes;
-    if (n > INT32_MAX / (uint64_t)l->block_size)
-        n = INT32_MAX / (uint64_t)l->block_size;
+    if (n > INT32_MAX / KV_BLOCK_SIZE_MAX)
+        n = INT32_MAX / KV_BLOCK_SIZE_MAX;
     uint64_t fits = n * (uint64_t)l->block_size;
     int len = cfg->max_model_len > 0 ? cfg->max_model_len : max_position;
     if (len > max_position)
@@ -98,7 +99,7 @@ enum sl_status sizes_host_kv(struct sched_config *s, const struct sl_config *cfg
                              "swap_space and kv_offloading_size ask for %.2f GiB of host memory, "
                              "%.2f GiB are available",
                              bytes / GIB, available / GIB);
-    double n = bytes / block, most = INT32_MAX / s->layout.block_size;
+    double n = bytes / block, most = INT32_MAX / KV_BLOCK_SIZE_MAX;
     s->layout.n_host_blocks = (int)(n < most ? n : most);
     s->swap = cfg->swap_space > 0 && s->layout.n_host_blocks;
     s->offload = cfg->kv_offloading_size > 0 && s->layout.n_host_blocks;

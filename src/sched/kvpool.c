@@ -343,8 +343,10 @@ static int loads_for_whole(const struct kvpool *pool)
 {
     int n = kvpool_loads_left(pool), size = pool->layout.block_size;
     for (int g = 0; g < pool->layout.n_groups; g++)
-        if (pool->layout.group[g].window)
-            n -= pool->layout.group[g].window / size + 2;
+        if (pool->layout.group[g].window) {
+            int seen = pool->layout.group[g].window / size + 2;
+            n -= seen < pool->max_blocks ? seen : pool->max_blocks;
+        }
     return n;
 }
 
