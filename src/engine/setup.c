@@ -112,6 +112,18 @@ enum sl_status setup_device(const struct sl_config *cfg, struct runner_config *r
     return cpu_device_create(&rc->ops, &rc->device, cfg->threads, err);
 }
 
+#ifdef SLUICE_CUDA
+/* What is asked for is the CPU's alone; err says what. */
+static bool wants_cpu(const struct sl_config *cfg, struct sl_err *err)
+{
+    const char *q = cfg->quantization, *kv = cfg->kv_cache_dtype;
+    const char *what = q && (!strcmp(q, "int8") || !strcmp(q, "int4")) ? "quantization"
+                       : kv && !strcmp(kv, "int8")                     ? "kv_cache_dtype"
+                                                                       : NULL;
+    return what && SL_FAIL(err, SL_ENOTFOUND, "%s %s is for the CPU", what, *what == 'q' ? q : kv);
+}
+#endif
+
 /* A GPU if there is one that can be used. */
 static enum sl_status choose_device(struct sl_config *cfg, struct runner_config *rc,
                                     struct sl_err *err)
@@ -119,7 +131,7 @@ static enum sl_status choose_device(struct sl_config *cfg, struct runner_config 
 #ifdef SLUICE_CUDA
     struct sl_err none = {0};
     cfg->device = SL_DEVICE_CUDA;
-    enum sl_status st = setup_device(cfg, rc, &none);
+    enum sl_status st = wants_cpu(cfg, &none) ? SL_ENOTFOUND : setup_device(cfg, rc, &none);
     if (st != SL_ENOTFOUND) {
         if (st && err)
             *err = none;

@@ -21,7 +21,7 @@ _Static_assert(sizeof(struct draw_row) % sizeof(int32_t) == 0, "uploaded as word
 static const int32_t *room(struct device *d, size_t n, int32_t **host)
 {
     size_t at = d->upload_used;
-    SL_ASSERT(n <= d->upload_cap - at);
+    SL_ASSERT(at <= d->upload_cap && n <= d->upload_cap - at);
     d->upload_used = (at + n + 3) & ~(size_t)3; /* 16-byte aligned */
     *host = d->upload_host + at;
     return d->upload_device + at;
