@@ -25,12 +25,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${BIN:-build} out=${OUT:-bench/results/h200.json} model=bench/configs/llama-3.1-8b
 raw=$(mktemp -d)
-trap 'rm -rf "$raw"' EXIT
+trap 'rm -rf "$raw" ${weights:+"$weights"}; kill $(jobs -p) 2> /dev/null || true' EXIT
 
 dummy=(--load-format dummy --device cuda --skip-tokenizer-init)
 
 # latency BATCH INPUT OUTPUT FLAG...: seconds of one batch, start to end
 latency() {
+    rm -f "$raw/latency.json"
     "$bin/sluice" bench latency "$model" "${dummy[@]}" --batch-size "$1" --input-len "$2" \
         --output-len "$3" --num-iters-warmup 1 --num-iters "${ITERS:-3}" --log-level info "${@:4}" \
         --output-json "$raw/latency.json" > "$raw/latency.log" 2>&1 || cat "$raw/latency.log" >&2
@@ -107,7 +108,6 @@ part_serve() {
 }
 
 part_start() {
-    local weights
     weights=$(mktemp -d -p /dev/shm)
     python3 bench/start.py 3 "$bin/sluice" serve "$model" "${dummy[@]}" --max-model-len 8192 |
         tee "$raw/start.txt"
