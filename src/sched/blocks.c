@@ -10,8 +10,9 @@
 int blocks_at_admission(const struct sched *s, int group, int n_hit, int reserve)
 {
     int window = s->cfg.layout.group[group].window;
-    int64_t most = (int64_t)n_hit * s->cfg.layout.block_size + window +
-                   s->cfg.max_num_batched_tokens + s->cfg.layout.block_size;
+    int64_t hit = (int64_t)n_hit * s->cfg.layout.block_size; /* the window before it is held */
+    int64_t most =
+        (hit > window ? hit : window) + s->cfg.max_num_batched_tokens + s->cfg.layout.block_size;
     return window && !s->by_batch && most < reserve ? (int)most : reserve;
 }
 

@@ -748,6 +748,31 @@ static void windows_free_what_they_passed(void **state)
     world_fini(&w);
 }
 
+/* What a hit brings of the window is not reserved once more: a pool that is just enough stays so.
+ */
+static void a_hit_behind_a_window_fits(void **state)
+{
+    (void)state;
+    struct sched_config cfg = world_config(); /* blocks of 4 */
+    cfg.max_num_batched_tokens = 16;
+    cfg.layout.n_groups = 1;
+    cfg.layout.group[0].window = 64;
+    cfg.layout.n_blocks = (64 + 16) / 4 + 2;
+    struct world w;
+    world_init(&w, &cfg);
+    int32_t prompt[230];
+    for (int i = 0; i < 230; i++)
+        prompt[i] = i + 500;
+    for (int n = 69; n <= 230; n += 161) {
+        struct rec *rec = world_make(&w, prompt, n, 3, 1);
+        sched_add(world_sched(&w), &rec->r);
+        world_run(&w, 200);
+        assert_int_equal(rec->n_out[0], 3);
+        assert_int_equal(rec->r.seq[0]->n_cached, n == 69 ? 0 : 68);
+    }
+    world_fini(&w);
+}
+
 static void prompt_logprobs_within_the_logit_rows(void **state)
 {
     (void)state;
@@ -857,6 +882,7 @@ int main(void)
         cmocka_unit_test(what_cannot_fit_is_told_before),
         cmocka_unit_test(batches_wait_for_their_longest),
         cmocka_unit_test(windows_free_what_they_passed),
+        cmocka_unit_test(a_hit_behind_a_window_fits),
         cmocka_unit_test(preempted_without_and_with_swap),
         cmocka_unit_test(evicted_prefixes_come_back),
         cmocka_unit_test(prompt_logprobs_within_the_logit_rows),
