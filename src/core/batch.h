@@ -105,6 +105,7 @@ struct pool_row {
 /* What the scheduler will want to know of a step when it learns what guessing costs. */
 struct batch_drafts {
     bool on;       /* guesses were thought to pay */
+    int n_running; /* sequences, when it was planned */
     bool ahead;    /* planned while another step was in flight */
     int n;         /* guesses among its rows */
     int n_waiting; /* sequences that wait for a step in flight, to be guessed for */

@@ -200,6 +200,7 @@ void drafts_propose(struct sched *s, struct batch *b)
     int threshold = rests ? DRAFT_NONE : choose(s), deepest = 0;
     d->n_items = 0;
     b->drafts.on = threshold != DRAFT_NONE;
+    b->drafts.n_running = s->running.n;
     b->drafts.n_waiting = b->drafts.on ? count_waiting(s) : 0;
     want(s, threshold);
     if (d->n_items == 0)
@@ -238,7 +239,7 @@ void drafts_learn_step(struct sched *s, const struct batch *b, int64_t done_ns)
     }
     cost_curve_add(&d->cost.guessed, b->n_tokens, ns - (double)b->drafts.ns);
     if (without > 0 && ns > 0 && !s->proposer->fixed)
-        draft_measured(&d->cost, s->running.n, d->n_gained, without * ns);
+        draft_measured(&d->cost, b->drafts.n_running, d->n_gained, without * ns);
 }
 
 void drafts_learn(struct sched *s, struct sequence *q, int n_draft, int n_accepted)
