@@ -2,6 +2,7 @@
 #include "engine/sizes.h"
 
 #include "base/limits.h"
+#include "base/log.h"
 #include "base/status.h"
 #include "sched/kvpool.h"
 
@@ -89,7 +90,8 @@ enum sl_status sizes_kv(struct kv_sizes *out, const struct sl_config *cfg,
 enum sl_status sizes_host_kv(struct sched_config *s, const struct sl_config *cfg,
                              const struct machine *m, struct sl_err *err)
 {
-    double bytes = (cfg->swap_space + cfg->kv_offloading_size) * GIB, block = 0;
+    double offload = cfg->enable_prefix_caching ? cfg->kv_offloading_size : 0;
+    double bytes = (cfg->swap_space + offload) * GIB, block = 0;
     double available = (double)limits_memory_available();
     for (int g = 0; g < s->layout.n_groups; g++)
         block += (double)s->layout.group[g].bytes_per_token * s->layout.block_size;
@@ -102,7 +104,9 @@ enum sl_status sizes_host_kv(struct sched_config *s, const struct sl_config *cfg
     double n = bytes / block, most = INT32_MAX / KV_BLOCK_SIZE_MAX;
     s->layout.n_host_blocks = (int)(n < most ? n : most);
     s->swap = cfg->swap_space > 0 && s->layout.n_host_blocks;
-    s->offload = cfg->kv_offloading_size > 0 && s->layout.n_host_blocks;
+    s->offload = offload > 0 && s->layout.n_host_blocks;
+    if (cfg->kv_offloading_size > offload)
+        log_warning("kv_offloading_size changes nothing: the prefix cache is off");
     s->host_bytes_per_s = m->host_bytes_per_s;
     s->token_ns = m->flops_per_token * 1e9 / m->flops_per_s;
     return SL_OK;

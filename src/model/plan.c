@@ -237,9 +237,13 @@ static bool may_ignore(const struct model_spec *s, const char *name)
     for (size_t i = 0; s->quantized && i < sizeof calibrated / sizeof *calibrated; i++)
         if (ends_with(name, calibrated[i]))
             return true;
-    for (const struct tensor_row *r = s->family->rows; r->name; r++)
-        if (r->slot == SLOT_LM_HEAD && (s->tied || s->pool.only) && !strcmp(name, r->name))
+    for (const struct tensor_row *r = s->family->rows; r->name; r++) {
+        size_t n = strlen(r->name);
+        bool is_it = !strncmp(name, r->name, n) &&
+                     (!name[n] || (s->quantized && !strcmp(name + n, "_scale")));
+        if (r->slot == SLOT_LM_HEAD && (s->tied || s->pool.only) && is_it)
             return true; /* a copy of the embedding table, or of no use */
+    }
     return false;
 }
 
