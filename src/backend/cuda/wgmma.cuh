@@ -9,10 +9,12 @@
 
 #include "backend/cuda/tma.cuh"
 
-/* Of a box at `address`, a multiple of 1024: eights of rows are 1024 bytes apart. */
-__device__ __forceinline__ uint64_t box_descriptor(unsigned address)
+/* Of a box at `address`: eights of rows are 1024 bytes apart. `leading`: bytes from one box to the
+ * next where columns are what the product keeps. */
+__device__ __forceinline__ uint64_t box_descriptor(unsigned address, int leading = 16)
 {
-    return (uint64_t)(address >> 4) | (uint64_t)1 << 16 | (uint64_t)64 << 32 | (uint64_t)1 << 62;
+    return (uint64_t)(address >> 4) | (uint64_t)(leading >> 4) << 16 | (uint64_t)64 << 32 |
+           (uint64_t)1 << 62;
 }
 
 __device__ __forceinline__ void wgmma_begin()
@@ -90,5 +92,25 @@ WGMMA(128, 64, 64, 65, 66)
 WGMMA(192, 96, 96, 97, 98)
 WGMMA(224, 112, 112, 113, 114)
 WGMMA(256, 128, 128, 129, 130)
+
+/* a in registers, as ldmatrix would lay its 64 x 16 bf16 out; b[16, N], its rows of N. */
+template <int N> struct wgmma_held;
+
+#define WGMMA_HELD(N, REGS, A0, A1, A2, A3, B, P)                                                 \
+    template <> struct wgmma_held<N> {                                                            \
+        static __device__ __forceinline__ void run(float (&d)[REGS], const unsigned (&a)[4],      \
+                                                   uint64_t b, int add)                           \
+        {                                                                                         \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #P ", 0;\n"                         \
+                         "wgmma.mma_async.sync.aligned.m64n" #N                                   \
+                         "k16.f32.bf16.bf16 {" WGMMA_REGS_##REGS                                  \
+                         "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", p, 1, 1, 1;\n}\n" \
+                         : WGMMA_D_##REGS                                                         \
+                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));         \
+        }                                                                                         \
+    };
+
+WGMMA_HELD(64, 32, 32, 33, 34, 35, 36, 37)
+WGMMA_HELD(128, 64, 64, 65, 66, 67, 68, 69)
 
 #endif
