@@ -22,7 +22,6 @@
 
 enum { N = CROWD_MAX };
 
-static struct golden *golden;
 static struct crowd crowd; /* prompts that are submitted */
 
 /* CPU, or the one that is named on the command line. */
@@ -68,7 +67,7 @@ static void compare_with_golden(enum sl_device device, enum sl_dtype dtype, int 
     double worst = 0, tie = dtype == SL_DTYPE_F32 ? 1e-4 : 0.05;
     crowd_run(&crowd, e, N, greedy_params, got);
     for (int i = 0; i < N; i++) {
-        const struct golden *g = &golden[i];
+        const struct golden *g = &crowd.golden[i];
         int at = 0;
         if (!crowd.chosen[i])
             continue;
@@ -193,7 +192,7 @@ static void compare_preempted(struct sl_config cfg)
     bool all[N];
     memcpy(all, crowd.chosen, sizeof all);
     for (int i = 0; i < N; i++)
-        crowd.chosen[i] = crowd.chosen[i] && golden[i].n_prompt <= 150;
+        crowd.chosen[i] = crowd.chosen[i] && crowd.golden[i].n_prompt <= 150;
     cfg.num_blocks_override = 16;
     cfg.max_model_len = 250;
     for (int caching = 0; caching < 2; caching++) {
@@ -258,7 +257,8 @@ static void choices_are_what_they_are_alone(void **state)
     for (int n = 6; n >= 1; n -= 5) {
         struct sl_sampling_params p = mixed_params(1);
         p.n = n;
-        struct sl_input in = {.tokens = golden[5].prompt, .n_tokens = golden[5].n_prompt};
+        struct sl_input in = {.tokens = crowd.golden[5].prompt,
+                              .n_tokens = crowd.golden[5].n_prompt};
         struct sl_request *r = NULL;
         const struct sl_output *o;
         int at[6] = {0};
@@ -291,7 +291,8 @@ static void a_warm_decode_step_allocates_nothing(void **state)
     for (int i = 0; i < 8; i++) {
         struct sl_sampling_params p = mixed_params(i);
         static const char *const stop[] = {"never said by it"};
-        struct sl_input in = {.tokens = golden[i].prompt, .n_tokens = golden[i].n_prompt};
+        struct sl_input in = {.tokens = crowd.golden[i].prompt,
+                              .n_tokens = crowd.golden[i].n_prompt};
         p.ignore_eos = true;
         p.stop = stop;
         p.n_stop = 1;
@@ -323,17 +324,14 @@ static void a_warm_decode_step_allocates_nothing(void **state)
 
 static int setup(void **state)
 {
-    int n;
     (void)state;
-    log_set_level(LOG_ERROR);
-    crowd.golden = golden = golden_load(&n);
-    return n != N;
+    return crowd_load(&crowd);
 }
 
 static int teardown(void **state)
 {
     (void)state;
-    golden_free(&golden, N);
+    crowd_free(&crowd);
     return 0;
 }
 

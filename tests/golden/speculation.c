@@ -23,7 +23,6 @@
 
 enum { N = CROWD_MAX };
 
-static struct golden *golden;
 static struct crowd crowd;
 
 /* CPU, or the one that is named on the command line. */
@@ -204,7 +203,8 @@ static void choices(void **state)
         for (int with = 0; with < 2; with++) {
             struct sl_engine *e = with ? start_with(cfg, &methods[m], false) : pebble_start(&cfg);
             struct sl_sampling_params p = mixed_params(1);
-            struct sl_input in = {.tokens = golden[5].prompt, .n_tokens = golden[5].n_prompt};
+            struct sl_input in = {.tokens = crowd.golden[5].prompt,
+                                  .n_tokens = crowd.golden[5].n_prompt};
             struct sl_request *r = NULL;
             const struct sl_output *o;
             p.n = 6;
@@ -329,17 +329,14 @@ static void refusals(void **state)
 
 static int setup(void **state)
 {
-    int n;
     (void)state;
-    log_set_level(LOG_ERROR);
-    crowd.golden = golden = golden_load(&n);
-    return n != N;
+    return crowd_load(&crowd);
 }
 
 static int teardown(void **state)
 {
     (void)state;
-    golden_free(&golden, N);
+    crowd_free(&crowd);
     return 0;
 }
 

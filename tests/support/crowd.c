@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "support/crowd.h"
 
+#include "base/log.h"
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -8,6 +10,19 @@
 #include <string.h>
 
 #include <cmocka.h>
+
+int crowd_load(struct crowd *c)
+{
+    int n;
+    log_set_level(LOG_ERROR);
+    c->golden = golden_load(&n);
+    return n != CROWD_MAX;
+}
+
+void crowd_free(struct crowd *c)
+{
+    golden_free(&c->golden, CROWD_MAX);
+}
 
 void crowd_choose(struct crowd *c, int stride, int max_prompt)
 {

@@ -25,9 +25,12 @@ typedef struct sl_sampling_params (*crowd_params)(int i);
 
 /* The prompts that a crowd submits: every stride-th one of at most max_prompt tokens. */
 struct crowd {
-    const struct golden *golden; /* [CROWD_MAX] */
+    struct golden *golden; /* [CROWD_MAX] */
     bool chosen[CROWD_MAX];
 };
+/* For a test group's setup: 0, or the goldens are not all there. */
+int crowd_load(struct crowd *c);
+void crowd_free(struct crowd *c);
 void crowd_choose(struct crowd *c, int stride, int max_prompt);
 
 struct sl_request *crowd_submit(const struct crowd *c, struct sl_engine *e, int i,
