@@ -2,7 +2,7 @@
  * one prompt computed at once, in chunks, decoded one by one, among others, and by the kernels of
  * older devices. What no row may see (pages of others, positions past the sequence) is NaN.
  * SPDX-License-Identifier: Apache-2.0 */
-#include "backend/cuda/device.h"
+#include "gpu/card.h"
 
 #include "base/fp8.h"
 #include "base/mem.h"
@@ -57,20 +57,6 @@ static const struct shape shapes[] = {
 static const struct ops *ops;
 static struct device *d;
 static uint64_t seed = 1;
-
-static void die(const char *what)
-{
-    fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(cudaGetLastError()));
-    exit(1);
-}
-
-static void *take(size_t bytes)
-{
-    void *p = NULL;
-    if (cudaMalloc(&p, bytes) != cudaSuccess)
-        die("cudaMalloc");
-    return p;
-}
 
 /* About normal, a bf16. */
 static float draw(float width)

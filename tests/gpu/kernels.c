@@ -2,7 +2,7 @@
  * cuBLASLt reaches. Prints a table; checks nothing but that launches succeed. With the argument
  * "attention", attention alone.
  * SPDX-License-Identifier: Apache-2.0 */
-#include "backend/cuda/device.h"
+#include "gpu/card.h"
 
 #include "base/mem.h"
 
@@ -11,20 +11,6 @@
 #include <string.h>
 
 enum { REPEATS = 30 };
-
-static void die(const char *what)
-{
-    fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(cudaGetLastError()));
-    exit(1);
-}
-
-static void *take(size_t bytes)
-{
-    void *p = NULL;
-    if (cudaMalloc(&p, bytes) != cudaSuccess)
-        die("cudaMalloc");
-    return p;
-}
 
 static int by_value(const void *a, const void *b)
 {
