@@ -30,8 +30,10 @@ def write_trace(path, rows, rate, seconds):
             f.write(f"{at:.4f},{r['input_tokens']},{r['output_tokens']}\n")
 
 
-def measure(sluice, folder, trace):
+def measure(sluice, folder, trace, seed):
+    """Every seed has prompts of its own: what an earlier run left in the prefix cache is of no use."""
     subprocess.run([sluice, "bench", "serve", "--port", str(PORT), "--trace", trace,
+                    "--seed", str(seed),
                     "--percentile-metrics", "ttft,itl", "--metric-percentiles", "50,99",
                     "--save-result", "--result-dir", folder, "--result-filename", "result.json",
                     "--num-prompts", "100000", "--no-progress"],
@@ -47,10 +49,10 @@ def main():
     with tempfile.TemporaryDirectory() as folder, server(sys.argv[5:]):
         path = os.path.join(folder, "trace.csv")
         write_trace(path, rows, 4, 5)
-        measure(sluice, folder, path)  # kernels are chosen and graphs captured on the way
-        for rate in map(float, rates.split(",")):
+        measure(sluice, folder, path, 0)  # kernels are chosen and graphs captured on the way
+        for i, rate in enumerate(map(float, rates.split(","))):
             write_trace(path, rows, rate, float(seconds))
-            r = measure(sluice, folder, path)
+            r = measure(sluice, folder, path, i + 1)
             print(f"serve {rate:.2f} {r['completed']} {r['output_throughput']:.1f}",
                   *(f"{r[k]:.2f}" for k in ("median_ttft_ms", "p99_ttft_ms", "median_itl_ms",
                                             "p99_itl_ms")), flush=True)
