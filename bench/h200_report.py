@@ -351,17 +351,19 @@ def draw_serving(rows, path="docs/h200-serving.svg"):
     if len(points) < 2:
         return
     most = 1.1 * max(p["output"] for p in points)
+    for p in points:
+        p["between tokens, p99"] = p["between tokens, median"] * p["between tokens, p99 over the median"]
     low = 0.7 * min(p["between tokens, median"] for p in points)
     high = 1.5 * max(p["time to first token, p99"] for p in points)
     plot = Plot("Serving the Azure conversation trace, 8B in bf16 on one H200",
                 ("output tokens/s", (0, most), False), ("ms", (low, high), True))
     for key, color in (("time to first token, p99", "#c55"), ("time to first token, median", "#e90"),
-                       ("between tokens, median", "#27a")):
+                       ("between tokens, p99", "#393"), ("between tokens, median", "#27a")):
         line = [(p["output"], p[key]) for p in points]
         plot.line(line, color)
         for x, y in line:
             plot.point(x, y, color)
-        plot.label(line[0][0], line[0][1] * 1.25, key, color)
+        plot.label(line[0][0], 1.15 * max(line[0][1], line[1][1]), key, color)
     plot.write(path)
 
 
@@ -373,7 +375,7 @@ def draw_roofline(result, path="docs/h200-roofline.svg"):
     plot = Plot("Whole steps of an 8B model in bf16 on one H200",
                 ("operations a byte", (0.5, 200000), True), ("TFLOP/s", (1, 1500), True))
     plot.line([(0.5, 0.5 * bandwidth), (rate / bandwidth, rate), (200000, rate)], "#555")
-    plot.label(0.6, 0.5 * bandwidth * 3.2, f"{bandwidth:.2f} TB/s copied", "#555")
+    plot.label(9, 5 * bandwidth, f"{bandwidth:.2f} TB/s copied", "#555")
     plot.label(2500, rate * 1.12, f"{rate:.0f} TFLOP/s", "#555")
     steps = [(f"decode step, batch {n}, context 1k", f"decode, batch {n}", n, 1) for n in (1, 64, 256)]
     steps.append(("prefill 8 x 2,048", "prefill 8 x 2,048", 8, 2048))
