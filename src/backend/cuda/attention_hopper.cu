@@ -2,10 +2,10 @@
  *
  * A block stays on its multiprocessor and takes items in turn: 128 query rows (the heads of a group
  * for tokens_per_tile tokens) of one sequence and KV head, against all the keys that they see. One
- * warp asks the copy engine for tiles of K and V, page by page; one looks items up ahead of the
- * others; two bring queries; two warpgroups of 64 rows each multiply. While the tensor cores make
- * P V of a tile, a warpgroup makes P of the next; and while they make q k^T of the one after that,
- * it brings o to the new maximum or folds it.
+ * warp asks the copy engine for queries and, page by page, for tiles of K and V; one looks items up
+ * ahead of the others; two warpgroups of 64 rows each multiply. While the tensor cores make P V of
+ * a tile, a warpgroup makes P of the next; and while they make q k^T of the next item's first tile,
+ * it writes the results of the one before.
  *
  * The arithmetic is attention.cuh's. A chunk's o begins at nothing, so a row has two of them at a
  * chunk's end; the one that is folded so far lies in shared memory, each thread's part in places of
@@ -49,13 +49,19 @@ struct item {
     }
 };
 
+/* A box has some heads' queries of some tokens, rows as the item has them. */
+struct query_boxes {
+    int heads, tokens;
+};
+
 static const int ITEMS = 4; /* looked up ahead */
 
 struct hopper_barriers {
     uint64_t q_full, q_empty, tail;
     uint64_t k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
     uint64_t item_full[ITEMS], item_empty[ITEMS];
-    item items[ITEMS]; /* n_tokens 0: that was all */
+    item items[ITEMS];                /* n_tokens 0: that was all */
+    float settled[2 * GROUP_THREADS]; /* written only */
 };
 
 template <int HD> struct hopper_config {
@@ -101,18 +107,51 @@ template <int N> __device__ __forceinline__ float (&flat(float (&d)[N][4]))[N * 
     return reinterpret_cast<float(&)[N * 4]>(d);
 }
 
-/* ---- the warps that bring ---------------------------------------------------------------------
+/* The next item, once it is there, until it is given back. */
+__device__ __forceinline__ const item &take_item(hopper_barriers *b, const ring_place<ITEMS> &at)
+{
+    barrier_wait(b->item_full + at.slot, at.phase);
+    return b->items[at.slot];
+}
+
+__device__ __forceinline__ void give_back(hopper_barriers *b, ring_place<ITEMS> &at)
+{
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        barrier_arrive(b->item_empty + at.slot);
+    at.next();
+}
+
+/* ---- the warp that asks for queries, keys and values -------------------------------------------
  */
 
-/* Lane i asks for box i % 8 (sixteen keys) of panel i / 8. */
-template <int HD> struct kv_asker {
+template <int HD> struct asker {
     typedef hopper_config<HD> C;
     const hopper_shared<HD> &m;
-    const CUtensorMap *k_map, *v_map;
+    const query_boxes &queries;
+    const CUtensorMap *q_map, *k_map, *v_map;
     const attn_shape &shape;
     ring_place<STAGES> k_at, v_at;
-    int tail_phase;
+    int q_phase, tail_phase;
 
+    /* Tokens of other sequences may come with the item's; there is no need to tell them apart. */
+    __device__ __forceinline__ void ask_queries(const item &w)
+    {
+        const int lane = threadIdx.x % 32, group = shape.n_heads / shape.n_kv_heads;
+        const int n = min(ROWS, group - w.first_row) / queries.heads * C::PANELS;
+        barrier_wait(&m.b->q_empty, q_phase ^ 1);
+        q_phase ^= 1;
+        if (lane == 0)
+            barrier_expect(&m.b->q_full, n * queries.heads * queries.tokens * 128);
+        __syncwarp();
+        for (int i = lane; i < n; i += 32) {
+            int row = i / C::PANELS * queries.heads, panel = i % C::PANELS;
+            box_copy_3d(m.q + panel * PANEL + row * 128, q_map, panel * 64,
+                        w.kv_head * group + w.first_row + row, w.first, &m.b->q_full);
+        }
+    }
+
+    /* Lane i asks for box i % 8 (sixteen keys) of panel i / 8. */
     __device__ __forceinline__ void ask(unsigned char *to, const CUtensorMap *map, int row,
                                         uint64_t *bar) const
     {
@@ -175,6 +214,7 @@ template <int HD> struct kv_asker {
         int row = row_of(block, w.kv_head, w.first_tile, w.kv_len);
         int row_next = row_of(block, w.kv_head, w.first_tile + 1, w.kv_len);
         ask_k(row);
+        ask_queries(w);
         for (int t = w.first_tile; t < w.end_tile; t++) {
             int row_later = row_of(block, w.kv_head, t + 2, w.kv_len);
             if (t + 1 < w.end_tile)
@@ -185,29 +225,6 @@ template <int HD> struct kv_asker {
         }
     }
 };
-
-static const int Q_WARPS = 2;
-
-/* Q_WARPS warps copy the item's queries; rows and columns that there are none of become zeros. */
-template <int HD>
-__device__ void bring_queries(unsigned char *q, const bf16 *qkv, const item &w,
-                              const attn_shape &shape)
-{
-    const int group = shape.n_heads / shape.n_kv_heads, pieces = HD / 8;
-    const size_t width = (size_t)(shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim;
-    for (int i = threadIdx.x % (Q_WARPS * 32); i < ROWS * pieces; i += Q_WARPS * 32) {
-        int r = i / pieces, c = i % pieces, row = w.first_row + r, token = row / group;
-        bool there = token < w.n_tokens && c * 8 < shape.head_dim;
-        size_t head = (size_t)w.kv_head * group + row % group;
-        const bf16 *from = qkv;
-        if (there)
-            from += (w.first + token) * width + head * shape.head_dim + c * 8;
-        cp_async16(q + c / 8 * PANEL + r * 128 + (c % 8 ^ r % 8) * 16, from, there);
-    }
-    cp_async_commit();
-    cp_async_wait<0>();
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
 
 /* ---- the warpgroups that multiply -------------------------------------------------------------
  */
@@ -252,7 +269,6 @@ template <int HD> struct multiplier {
     /* s = q k^T of the next tile of K, under way when this returns. */
     __device__ __forceinline__ void begin_scores(tile_scores &s)
     {
-        barrier_wait(m.b->k_full + k_at.slot, k_at.phase);
         unsigned q = shared_address(m.q) + group * 64 * 128;
         unsigned k = shared_address(m.k + k_at.slot * C::TILE_BYTES);
         wgmma_begin();
@@ -265,10 +281,17 @@ template <int HD> struct multiplier {
         wgmma_commit();
     }
 
-    __device__ __forceinline__ void end_scores()
+    __device__ __forceinline__ void wait_for_keys() const
+    {
+        barrier_wait(m.b->k_full + k_at.slot, k_at.phase);
+    }
+
+    __device__ __forceinline__ void end_scores(bool last)
     {
         arrive(m.b->k_empty + k_at.slot);
         k_at.next();
+        if (last)
+            arrive(&m.b->q_empty);
     }
 
     /* o += P V of the next tile of V, or = where a chunk begins. */
@@ -329,15 +352,15 @@ template <int HD> struct multiplier {
                 kept[d * GROUP_THREADS] = make_float4(o[d][0], o[d][1], o[d][2], o[d][3]);
     }
 
-    __device__ __forceinline__ void rescale(const fold_factors (&f)[2])
+    __device__ __forceinline__ void rescale(const float (&f)[2])
     {
-        if (!__any_sync(0xffffffffu, f[0].before != 1.f || f[1].before != 1.f))
+        if (!__any_sync(0xffffffffu, f[0] != 1.f || f[1] != 1.f))
             return;
 #pragma unroll
         for (int d = 0; d < HD / 8; d++)
 #pragma unroll
             for (int e = 0; e < 4; e++)
-                o[d][e] = __fmul_rn(o[d][e], f[e / 2].before);
+                o[d][e] = __fmul_rn(o[d][e], f[e / 2]);
     }
 
     __device__ __forceinline__ void pack(const tile_scores &s)
@@ -347,98 +370,127 @@ template <int HD> struct multiplier {
             pack_weights(p[j], s, j);
     }
 
-    __device__ void write(bf16 *out, const item &w) const
+    /* Where the sixteen bytes `piece` of a row of this warp wait to be written: in its part of
+     * `kept`, which is not in use between items. */
+    __device__ __forceinline__ unsigned char *waiting(int row, int piece) const
     {
-        for (int h = 0; h < 2; h++) {
-            int token = row_of(w, h) / in_group();
-            if (token >= w.n_tokens)
-                continue;
-            float part = __frcp_rn(sum.l[h]);
-            bf16 *to =
-                out + ((size_t)(w.first + token) * shape.n_heads + head_of(w, h)) * shape.head_dim;
+        return (unsigned char *)(kept - threadIdx.x % 32 + row / 2 * GROUP_THREADS) +
+               row % 2 * HD * 2 + (piece ^ row % 8) * 16;
+    }
+
+    __device__ __forceinline__ void write(bf16 *out, const item &w) const
+    {
+        const int lane = threadIdx.x % 32, PIECES = HD / 8;
+        const int first = w.first_row + group * 64 + threadIdx.x / 32 % 4 * 16;
+        __syncwarp();
 #pragma unroll
-            for (int d = 0; d < HD / 8; d++) {
-                int at = d * 8 + threadIdx.x % 4 * 2;
-                if (at < shape.head_dim)
-                    *(unsigned *)(to + at) =
-                        pack_bf16(result(o[d][2 * h], part), result(o[d][2 * h + 1], part));
-            }
+        for (int h = 0; h < 2; h++) {
+            float part = __frcp_rn(sum.l[h]);
+#pragma unroll
+            for (int d = 0; d < PIECES; d++)
+                *(unsigned *)(waiting(lane / 4 + 8 * h, d) + lane % 4 * 4) =
+                    pack_bf16(result(o[d][2 * h], part), result(o[d][2 * h + 1], part));
+        }
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < PIECES / 2; i++) {
+            int row = i * (32 / PIECES) + lane / PIECES, piece = lane % PIECES;
+            int token = (first + row) / in_group();
+            size_t head = (size_t)w.kv_head * in_group() + (first + row) % in_group();
+            if (token < w.n_tokens && piece * 8 < shape.head_dim)
+                *(uint4 *)(out +
+                           ((size_t)(w.first + token) * shape.n_heads + head) * shape.head_dim +
+                           piece * 8) = *(const uint4 *)waiting(row, piece);
         }
     }
 
-    __device__ __forceinline__ void run(const item &w, int q_phase)
+    __device__ __forceinline__ void begin_item(const item &w)
     {
-        fold_factors f[2]; /* o's, for a chunk that is over or for the next tile */
-        tile_scores s;
-        float raise[2];
-        bool over = false;
         pos[0] = w.lowest + row_of(w, 0) / in_group();
         pos[1] = w.lowest + row_of(w, 1) / in_group();
         t.clear();
         sum.clear();
         has_kept = false;
-        barrier_wait(&m.b->q_full, q_phase);
+    }
+
+    /* Scores that are there become weights, those of the item's tile `tile`. */
+    __device__ __forceinline__ void weigh(tile_scores &s, const item &w, int tile,
+                                          float (&raise)[2])
+    {
+        end_scores(tile + 1 == w.end_tile);
+        mask(s, w, tile);
+        weigh_tile(s, t, raise, factor);
+    }
+
+    /* What comes next does not begin before the weights are made: the assembler would move a wait
+     * for the tensor cores to before them, but moves none past a store. */
+    __device__ __forceinline__ void settle() const
+    {
+        *(volatile float *)(m.b->settled + threadIdx.x - GROUP_THREADS) = t.l[0] + t.l[1];
+    }
+
+    /* The item after another one has its first scores made behind that one's last values. */
+    __device__ __forceinline__ void run(bf16 *out)
+    {
+        tile_scores s;
+        fold_factors f[2];
+        float raise[2];
+        ring_place<ITEMS> at = {0, 0};
+        int q_phase = 0;
+        bool there = take_item(m.b, at).n_tokens;
+        if (there) {
+            barrier_wait(&m.b->q_full, 0);
+            wait_for_keys();
+        }
         begin_scores(s);
         wgmma_wait<0>();
-        end_scores();
-        mask(s, w, w.first_tile);
-        weigh_tile(s, t, raise, factor);
-        pack(s);
-        const int last = w.end_tile - 1;
-        bool fresh = true; /* o holds nothing of this chunk */
-#pragma unroll 1
-        for (int tile = w.first_tile; tile < last; tile++) {
-            begin_scores(s);
-            if (over)
-                fold_values(f, false);
-            else if (!fresh)
-                rescale(f);
-            begin_values(fresh);
-            wgmma_wait<1>();
-            end_scores();
-            over = fresh = (tile + 1) % TILES_PER_CHUNK == 0;
-            if (over)
-                end_chunk(f);
-            mask(s, w, tile + 1);
-            weigh_tile(s, t, raise, factor);
-            if (!over) {
-                f[0].before = raise[0];
-                f[1].before = raise[1];
-            }
-            wgmma_wait<0>();
-            end_values();
+        while (there) {
+            const item &w = m.b->items[at.slot];
+            begin_item(w);
+            weigh(s, w, w.first_tile, raise);
             pack(s);
+            bool fresh = true; /* o holds nothing of this chunk */
+#pragma unroll 1
+            for (int tile = w.first_tile + 1; tile < w.end_tile; tile++) {
+                wait_for_keys();
+                begin_scores(s);
+                begin_values(fresh);
+                wgmma_wait<1>();
+                fresh = tile % TILES_PER_CHUNK == 0;
+                if (fresh)
+                    end_chunk(f);
+                weigh(s, w, tile, raise);
+                settle();
+                wgmma_wait<0>();
+                end_values();
+                pack(s);
+                if (fresh)
+                    fold_values(f, false);
+                else
+                    rescale(raise);
+            }
+            begin_values(fresh);
+            end_chunk(f);
+            ring_place<ITEMS> after = at;
+            after.next();
+            there = take_item(m.b, after).n_tokens;
+            if (there) {
+                barrier_wait(&m.b->q_full, q_phase ^= 1);
+                wait_for_keys();
+            }
+            begin_scores(s); /* of nothing, after the last item */
+            wgmma_wait<1>();
+            end_values();
+            fold_values(f, true);
+            write(out, w);
+            give_back(m.b, at);
+            wgmma_wait<0>();
         }
-        arrive(&m.b->q_empty);
-        if (over)
-            fold_values(f, false);
-        else if (!fresh)
-            rescale(f);
-        end_chunk(f);
-        begin_values(fresh);
-        wgmma_wait<0>();
-        end_values();
-        fold_values(f, true);
     }
 };
 
 /* ---- the block --------------------------------------------------------------------------------
  */
-
-/* The next item, once it is there, until it is given back. */
-__device__ __forceinline__ const item &take_item(hopper_barriers *b, const ring_place<ITEMS> &at)
-{
-    barrier_wait(b->item_full + at.slot, at.phase);
-    return b->items[at.slot];
-}
-
-__device__ __forceinline__ void give_back(hopper_barriers *b, ring_place<ITEMS> &at)
-{
-    __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        barrier_arrive(b->item_empty + at.slot);
-    at.next();
-}
 
 /* Looks items up ahead of those who need them: one lane. The last ticket sets the counter back. */
 __device__ void hand_out(hopper_barriers *b, const step_arrays &a, const attn_shape &shape,
@@ -465,7 +517,7 @@ __device__ void hand_out(hopper_barriers *b, const step_arrays &a, const attn_sh
 __device__ __forceinline__ void init_barriers(hopper_barriers *b)
 {
     const int readers = 2 * GROUP_THREADS / 32;
-    barrier_init(&b->q_full, Q_WARPS * 32);
+    barrier_init(&b->q_full, 1);
     barrier_init(&b->q_empty, readers);
     barrier_init(&b->tail, 1);
     for (int i = 0; i < STAGES; i++) {
@@ -476,7 +528,7 @@ __device__ __forceinline__ void init_barriers(hopper_barriers *b)
     }
     for (int i = 0; i < ITEMS; i++) {
         barrier_init(b->item_full + i, 1);
-        barrier_init(b->item_empty + i, readers + Q_WARPS + 1);
+        barrier_init(b->item_empty + i, readers + 1);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -485,14 +537,14 @@ __device__ __forceinline__ void init_barriers(hopper_barriers *b)
 
 template <int HD>
 __global__ void __launch_bounds__(THREADS, 1)
-    hopper_kernel(bf16 *out, const bf16 *qkv, step_arrays a, attn_shape shape, attn_plan plan,
-                  int parts, const __grid_constant__ CUtensorMap k_map,
+    hopper_kernel(bf16 *out, step_arrays a, attn_shape shape, attn_plan plan, int parts,
+                  query_boxes queries, const __grid_constant__ CUtensorMap q_map,
+                  const __grid_constant__ CUtensorMap k_map,
                   const __grid_constant__ CUtensorMap v_map)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ __align__(1024) unsigned char raw_shared[]; /* for swizzled boxes */
     hopper_shared<HD> m(raw_shared);
-    ring_place<ITEMS> at = {0, 0};
     if (threadIdx.x == 0)
         init_barriers(m.b);
     __syncthreads();
@@ -501,33 +553,21 @@ __global__ void __launch_bounds__(THREADS, 1)
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x < 32) {
             asm volatile("fence.proxy.async.global;" ::: "memory");
-            kv_asker<HD> ask = {m, &k_map, &v_map, shape, {0, 0}, {0, 0}, 0};
+            asker<HD> ask = {m, queries, &q_map, &k_map, &v_map, shape, {0, 0}, {0, 0}, 0, 0};
+            ring_place<ITEMS> at = {0, 0};
             while (take_item(m.b, at).n_tokens) {
                 ask.run(m.b->items[at.slot], a.block);
                 give_back(m.b, at);
             }
         } else if (threadIdx.x == 32) {
             hand_out(m.b, a, shape, plan, parts);
-        } else if (threadIdx.x >= 64) {
-            int phase = 1;
-            for (; take_item(m.b, at).n_tokens; phase ^= 1) {
-                barrier_wait(&m.b->q_empty, phase);
-                bring_queries<HD>(m.q, qkv, m.b->items[at.slot], shape);
-                barrier_arrive(&m.b->q_full);
-                give_back(m.b, at);
-            }
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
         multiplier<HD> mul = {m, shape, score_factor(shape), is_bent(shape)};
         mul.group = threadIdx.x / GROUP_THREADS - 1;
         mul.kept = m.sum + mul.group * (HD / 8) * GROUP_THREADS + threadIdx.x % GROUP_THREADS;
-        int phase = 0;
-        for (; take_item(m.b, at).n_tokens; phase ^= 1) {
-            mul.run(m.b->items[at.slot], phase);
-            mul.write(out, m.b->items[at.slot]);
-            give_back(m.b, at);
-        }
+        mul.run(out);
     }
 #endif
 }
@@ -538,14 +578,33 @@ static bool kv_map(CUtensorMap *map, const void *data, int head_dim)
     return rows_map(map, data, 1 << 30, head_dim, false, 16);
 }
 
+/* The whole of an item in one box, if it has all heads of a group. */
+static query_boxes boxes_of(const attn_shape &shape, const attn_plan &plan)
+{
+    const int group = shape.n_heads / shape.n_kv_heads, even = group & -group;
+    return {group <= ROWS ? group : even < ROWS ? even : ROWS, plan.tokens_per_tile};
+}
+
+static bool query_map(CUtensorMap *map, const void *qkv, int n_tokens, const attn_shape &shape,
+                      const query_boxes &queries)
+{
+    const cuuint64_t heads = shape.n_heads + 2 * shape.n_kv_heads, bytes = shape.head_dim * 2;
+    const cuuint64_t dim[3] = {(cuuint64_t)shape.head_dim, heads, (cuuint64_t)n_tokens};
+    const cuuint64_t stride[2] = {bytes, heads * bytes};
+    const cuuint32_t box[3] = {64, (cuuint32_t)queries.heads, (cuuint32_t)queries.tokens};
+    return tensor_map(map, qkv, false, 3, dim, stride, box);
+}
+
 template <int HD>
 static bool launch(cudaStream_t s, bf16 *out, const bf16 *qkv, const kv_cache &kv,
                    const step_arrays &a, const attn_shape &shape, const attn_plan &plan)
 {
     const int rows = plan.tokens_per_tile * (shape.n_heads / shape.n_kv_heads);
     const int parts = (rows + ROWS - 1) / ROWS, items = plan.n_tiles * shape.n_kv_heads * parts;
-    CUtensorMap k_map, v_map;
-    if (!kv_map(&k_map, kv.k, shape.head_dim) || !kv_map(&v_map, kv.v, shape.head_dim))
+    const query_boxes queries = boxes_of(shape, plan);
+    CUtensorMap q_map, k_map, v_map;
+    if (!query_map(&q_map, qkv, a.n_tokens, shape, queries) ||
+        !kv_map(&k_map, kv.k, shape.head_dim) || !kv_map(&v_map, kv.v, shape.head_dim))
         return false;
     static bool allowed;
     if (!allowed)
@@ -553,7 +612,8 @@ static bool launch(cudaStream_t s, bf16 *out, const bf16 *qkv, const kv_cache &k
                              hopper_config<HD>::SHARED);
     allowed = true;
     launch_after(s, hopper_kernel<HD>, dim3(items < plan.n_sms ? items : plan.n_sms), dim3(THREADS),
-                 hopper_config<HD>::SHARED, out, qkv, a, shape, plan, parts, k_map, v_map);
+                 hopper_config<HD>::SHARED, out, a, shape, plan, parts, queries, q_map, k_map,
+                 v_map);
     return true;
 }
 

@@ -64,6 +64,15 @@ __device__ __forceinline__ void box_copy(void *to, const CUtensorMap *map, int c
     box_copy_at(shared_address(to), map, col, row, shared_address(b));
 }
 
+__device__ __forceinline__ void box_copy_3d(void *to, const CUtensorMap *map, int col, int row,
+                                            int plane, uint64_t *b)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(shared_address(to)),
+                 "l"(map), "r"(col), "r"(row), "r"(plane), "r"(shared_address(b))
+                 : "memory");
+}
+
 /* A map of `n_dims` dimensions, the innermost one contiguous and in boxes of 128 bytes.
  * stride[i]: bytes from one index of dimension i + 1 to the next. */
 static inline bool tensor_map(CUtensorMap *map, const void *data, bool bytes, int n_dims,
