@@ -216,11 +216,11 @@ struct ops {
      * begun before the first is collected.
      * draw_plan: memory to draw from `rows` rows of logits at once, beside draw_bytes() nothing.
      * expect: what to draw in the step that begins next. draw: those of its rows whose logits are
-     * [first, first + n), given at `logits`. launched: nothing more comes for this step. collect:
-     * waits for the oldest step; the results, by sample row, are good until the next begin().
-     * rows: how many to compute in the step that began, at least n_tokens. If more, the rest is
-     * padding, and every row has logits and is drawn from. 0: all of the step is launched already.
-     * set_eager: one launch after the other, nothing is captured and replayed. */
+     * [first, first + n), given at `logits`, where masks are applied. launched: nothing more comes
+     * for this step. collect: waits for the oldest step; the results, by sample row, are good until
+     * the next begin(). rows: how many to compute in the step that began, at least n_tokens. If
+     * more, the rest is padding, and every row has logits and is drawn from. 0: all of the step is
+     * launched already. set_eager: one launch after the other, nothing is captured and replayed. */
     int depth;
     size_t (*draw_bytes)(int rows, int vocab_size);
     SL_MUST_CHECK enum sl_status (*draw_plan)(struct device *d, const struct batch_limits *limits,
@@ -228,7 +228,7 @@ struct ops {
     void (*expect)(struct device *d, const struct draw_rows *rows);
     int (*rows)(struct device *d);
     void (*set_eager)(struct device *d, bool eager);
-    void (*draw)(struct device *d, const float *logits, int first, int n);
+    void (*draw)(struct device *d, float *logits, int first, int n);
     SL_MUST_CHECK enum sl_status (*launched)(struct device *d, struct sl_err *err);
     SL_MUST_CHECK enum sl_status (*collect)(struct device *d, const struct draw_result **result,
                                             const struct draw_top **top, struct sl_err *err);

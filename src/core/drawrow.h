@@ -13,9 +13,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Ids in a row's lists, and best logprobs that a device gives: requests with more are sampled on
- * the host. */
-enum { DRAW_WORDS_MAX = 256, DRAW_TOP_MAX = 24, DRAW_BITS = 40 };
+/* Ids in a row's lists, best logprobs that a device gives, bytes of a step's masks: what is more is
+ * sampled on the host. */
+enum { DRAW_WORDS_MAX = 256, DRAW_TOP_MAX = 24, DRAW_MASK_BYTES = 8 << 20, DRAW_BITS = 40 };
 
 struct draw_row {
     uint64_t seed;   /* of core/race.h, with pos and choice */
@@ -36,15 +36,30 @@ struct draw_row {
     int32_t n_allowed;   /* -1: all are */
     int32_t n_forbidden; /* min_tokens: the stop ids */
     int32_t n_bias;      /* ids, then as many floats */
+    int32_t mask;        /* of draw_rows.mask, -1: every token is allowed */
+    int32_t forced;      /* the token, whatever the logits; -1: it is drawn */
 };
 
 /* A step's: row[i] is for sample[i] of the batch. */
 struct draw_rows {
-    struct draw_row *row; /* [max_samples] */
-    int32_t *word;        /* [cap_words] */
-    int n_rows, n_words, cap_words;
+    struct draw_row *row;  /* [max_samples] */
+    int32_t *word;         /* [cap_words] */
+    const uint32_t **mask; /* [cap_masks], as sample_row.mask */
+    int n_rows, n_words, cap_words, n_masks, cap_masks;
     int n_host; /* rows that are not for the device */
 };
+
+static inline int draw_mask_words(int vocab_size)
+{
+    return (vocab_size + 31) / 32;
+}
+
+/* Masks that a step of so many samples can have. */
+static inline int draw_masks_max(int vocab_size, int max_samples)
+{
+    int fit = DRAW_MASK_BYTES / 4 / (draw_mask_words(vocab_size) + 3); /* placed 16-byte aligned */
+    return fit < max_samples ? fit : max_samples;
+}
 
 /* Logprobs are the host's arithmetic from these: log p = x - (max + log(sum / DRAW_ONE)). */
 struct draw_result {

@@ -134,9 +134,10 @@ struct request {
     int n_seqs, n_finished; /* the scheduler counts n_finished, aborted choices included */
     struct beam *beam;      /* scheduler: the state of a beam search, NULL: none */
     bool forked; /* choices 1.. exist from the first sampled token on, sharing choice 0's blocks */
-    /* Its tokens are made on the host: it has no place in a step planned while a token of it is in
-     * flight. */
+    /* What comes next is known when the token before it is: it has no place in a step planned while
+     * a token of it is in flight. */
     bool lockstep;
+    bool on_host;            /* a device that draws tokens leaves it those of this request */
     struct grammar *grammar; /* engine: what the output must look like, NULL: anything */
     struct pooling *pooling; /* its hidden states are what is wanted; NULL: it generates */
     void *consumer;          /* engine/: where events go */

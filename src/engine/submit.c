@@ -161,7 +161,7 @@ static enum sl_status make_core(struct sl_request *r, const struct sl_input *in,
     c->params.seed = p->has_seed ? (uint64_t)p->seed
                                  : philox_u64((uint64_t)e->cfg.seed, c->number, 0, PHILOX_SEED);
     bool rejects = e->draft.verify == DRAFT_STANDARD && c->params.p.temperature > 0; /* host */
-    c->lockstep =
+    c->on_host = c->lockstep =
         e->device_draws &&
         (rejects || !sampler_device_can(&c->params, e->cfg.logprobs_mode, e->device_keeps_tokens));
     st = structured_prepare(e, c, p, err);

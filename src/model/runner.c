@@ -260,7 +260,7 @@ static enum sl_status runner_collect(struct backend *be, struct step_result *out
 
 /* ---- a step of a device that draws by itself ------------------------------------------------ */
 
-/* What the device leaves of the piece: rows in lockstep, prompt logprobs. Waits for the logits. */
+/* What the device leaves of the piece: rows for the host, prompt logprobs. Waits for the logits. */
 static enum sl_status sample_left(struct runner *r, struct flight *f, const struct batch *piece,
                                   struct sl_err *err)
 {
@@ -356,6 +356,7 @@ static void free_buffers(struct runner *r)
     for (int i = 0; i < DEPTH_MAX; i++) {
         mem_free(r->flight[i].rows.row);
         mem_free(r->flight[i].rows.word);
+        mem_free(r->flight[i].rows.mask);
         step_result_destroy(&r->flight[i].host);
         r->flight[i] = (struct flight){0};
     }
@@ -537,7 +538,9 @@ static enum sl_status take_flights(struct runner *r, const struct batch_limits *
         f->rows.cap_words = limits->max_samples * DRAW_WORDS_MAX;
         f->rows.row = mem_alloc(n, sizeof *f->rows.row);
         f->rows.word = mem_alloc((size_t)f->rows.cap_words, sizeof *f->rows.word);
-        if (!f->rows.row || !f->rows.word)
+        f->rows.cap_masks = draw_masks_max(r->spec->vocab_size, limits->max_samples);
+        f->rows.mask = mem_alloc((size_t)f->rows.cap_masks, sizeof *f->rows.mask);
+        if (!f->rows.row || !f->rows.word || !f->rows.mask)
             return SL_FAIL(err, SL_ENOMEM, "no memory for %zu samples", n);
         enum sl_status st = step_result_create(&f->host, limits, err);
         if (st)

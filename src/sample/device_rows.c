@@ -74,6 +74,22 @@ static void put_lists(const struct seq_params *sp, int n_out, struct draw_row *r
     }
 }
 
+/* false: there are too many. */
+static bool put_mask(const struct sample_row *sr, struct draw_row *r, struct draw_rows *out)
+{
+    r->mask = -1;
+    r->forced = -1;
+    if (sampler_is_forced(sr)) {
+        r->forced = sr->forced;
+    } else if (sr->mask) {
+        if (out->n_masks >= out->cap_masks)
+            return false;
+        r->mask = out->n_masks;
+        out->mask[out->n_masks++] = sr->mask;
+    }
+    return true;
+}
+
 static struct draw_row describe(const struct sample_row *sr, int seq, struct draw_rows *out)
 {
     const struct sequence *q = sr->seq;
@@ -103,18 +119,21 @@ static struct draw_row describe(const struct sample_row *sr, int seq, struct dra
 void sampler_describe(const struct batch *b, struct draw_rows *out)
 {
     out->n_rows = b->n_samples;
-    out->n_words = out->n_host = 0;
+    out->n_words = out->n_masks = out->n_host = 0;
     for (int i = 0, s = 0; i < b->n_samples; i++) {
         const struct sample_row *sr = &b->sample[i];
         while (b->q_start[s + 1] <= b->logit_row[sr->logit])
             s++;
-        if (sr->seq->req->lockstep || sr->seq->draft_prob) {
-            out->row[i] = (struct draw_row){.logit = -1};
+        struct draw_row own = {.logit = -1};
+        if (sr->seq->req->on_host || sr->seq->draft_prob || !put_mask(sr, &own, out)) {
+            out->row[i] = own;
             out->n_host++;
             continue;
         }
         SL_ASSERT(out->cap_words - out->n_words >= DRAW_WORDS_MAX);
         out->row[i] = describe(sr, s, out);
+        out->row[i].mask = own.mask;
+        out->row[i].forced = own.forced;
     }
 }
 

@@ -162,12 +162,10 @@ static const float *masked_row(struct sampler *s, const struct sample_row *sr, c
     return s->masked;
 }
 
-/* One token can follow, and nothing is to be told of the others: it needs no row. */
-static bool is_forced(const struct sampler *s, const struct sample_row *sr)
+bool sampler_is_forced(const struct sample_row *sr)
 {
     const struct sl_sampling_params *p = &sr->seq->req->params.p;
-    return sr->mask && sr->forced >= 0 && sr->forced < s->n && p->logprobs == SL_NONE &&
-           p->n_logprob_token_ids == 0;
+    return sr->mask && sr->forced >= 0 && p->logprobs == SL_NONE && p->n_logprob_token_ids == 0;
 }
 
 /* ---- one row --------------------------------------------------------------------------------- */
@@ -264,8 +262,8 @@ enum sl_status sampler_run(struct sampler *s, const struct batch *b, const float
         }
         if (sampler_is_refuted(b, r, i))
             r->token[i] = TOKEN_REFUTED;
-        else if (is_forced(s, sr))
-            r->token[i] = sr->forced;
+        else if (sampler_is_forced(sr))
+            r->token[i] = sr->forced < s->n ? sr->forced : TOKEN_BAD_LOGITS;
         else
             r->token[i] = sample_one(s, sr, masked_row(s, sr, raw), &row, &max);
         int n = r->token[i] >= 0 ? n_entries(p, p->logprobs, s->n) : 0;

@@ -39,7 +39,8 @@ SL_MUST_CHECK enum sl_status sampler_run(struct sampler *s, const struct batch *
 /* Whether core/drawrow.h can say all that these parameters want. keeps_tokens: the device knows
  * the tokens before a row's position. */
 bool sampler_device_can(const struct seq_params *sp, enum sl_logprobs_mode mode, bool keeps_tokens);
-/* Rows of b for the device; those of requests in lockstep are left to sampler_run. */
+/* Rows of b for the device; those of requests on_host, and with more masks than it takes, are left
+ * to sampler_run. */
 void sampler_describe(const struct batch *b, struct draw_rows *out);
 /* Fills r for all of b: from what the device gave, [n_samples] and [n_samples][DRAW_TOP_MAX], and
  * from `host`, sampler_run's result for the rows it was left, and for prompt logprobs. */
@@ -47,6 +48,8 @@ SL_MUST_CHECK enum sl_status
 sampler_read(const struct sampler *s, const struct batch *b, const struct draw_rows *rows,
              const struct draw_result *result, const struct draw_top *top,
              const struct step_result *host, struct step_result *r, struct sl_err *err);
+/* One token can follow, and nothing is to be told of the others: it needs no row. */
+bool sampler_is_forced(const struct sample_row *sr);
 /* A row before row i, of the same proposal, has drawn something else. */
 bool sampler_is_refuted(const struct batch *b, const struct step_result *r, int i);
 /* What to subtract from a raw logit: max + log(sum), one rounding for every token of the row. */

@@ -1,5 +1,6 @@
 /* Tokens and logprobs that the device draws are the host sampler's, for the same logits: every
- * processor, cuts inside ties, rows that cannot be drawn from. Then how long a step's draws take.
+ * processor, cuts inside ties, masks, rows that cannot be drawn from. Then how long a
+ * step's draws take.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/device.h"
 #include "sample/sampler.h"
@@ -31,6 +32,8 @@ struct bench {
     int vocab;
     struct batch *b;
     struct fake *f;
+    uint32_t *mask; /* [ROWS], of mask_words */
+    int mask_words;
     struct sampler *s;
     struct draw_rows rows;
     struct step_result *want, *got, *none;
@@ -120,6 +123,25 @@ static void make_logits(struct bench *t, int i)
     }
 }
 
+/* A third of the rows: nothing, one token, a few, half or nearly all are allowed. */
+static void make_mask(struct bench *t, int i)
+{
+    struct sample_row *row = &t->b->sample[i];
+    uint32_t *mask = t->mask + (size_t)i * (size_t)t->mask_words;
+    int how = (int)(next(t) % 5);
+    if (next(t) % 3)
+        return;
+    row->mask = mask;
+    for (int w = 0; w < t->mask_words; w++) {
+        uint32_t any = next(t) << 16 ^ next(t), more = next(t) << 16 ^ next(t);
+        mask[w] = how == 2 ? (next(t) % 16 ? 0 : any & more) : how == 3 ? any : how == 4 ? ~0u : 0;
+    }
+    if (how == 1) {
+        row->forced = (int32_t)(next(t) % (uint32_t)(t->vocab + 2)); /* the model may lack it */
+        mask[row->forced / 32] |= 1u << row->forced % 32;
+    }
+}
+
 static void make_batch(struct bench *t)
 {
     struct batch *b = t->b;
@@ -141,8 +163,9 @@ static void make_batch(struct bench *t)
         for (int j = 0; j <= pos; j++)
             seen[b->block[i * PER_SEQ + j / BLOCK] * BLOCK + j % BLOCK] = f->tokens[j];
         b->slot[i] = b->block[i * PER_SEQ + pos / BLOCK] * BLOCK + pos % BLOCK;
-        b->sample[i] =
-            (struct sample_row){.seq = &f->seq, .logit = i, .seq_row = i, .pos = pos + 1};
+        b->sample[i] = (struct sample_row){
+            .seq = &f->seq, .logit = i, .seq_row = i, .pos = pos + 1, .forced = -1};
+        make_mask(t, i);
     }
     b->n_tokens = b->n_seqs = b->n_logits = b->n_samples = ROWS;
     cudaMemcpy(t->d->seen, seen, ROWS * PER_SEQ * BLOCK * sizeof *seen, cudaMemcpyHostToDevice);
@@ -179,6 +202,10 @@ static void open_bench(struct bench *t, int vocab, uint32_t seed)
     t->rows.cap_words = ROWS * DRAW_WORDS_MAX;
     t->rows.row = mem_alloc(ROWS, sizeof *t->rows.row);
     t->rows.word = mem_alloc((size_t)t->rows.cap_words, sizeof *t->rows.word);
+    t->rows.cap_masks = ROWS;
+    t->rows.mask = mem_alloc(ROWS, sizeof *t->rows.mask);
+    t->mask_words = draw_mask_words(vocab + 2); /* tokenizers know more tokens than some models */
+    t->mask = mem_alloc((size_t)ROWS * (size_t)t->mask_words, sizeof *t->mask);
     for (int i = 0; i < ROWS; i++) {
         make_request(t, i);
         make_logits(t, i);
@@ -201,6 +228,8 @@ static void close_bench(struct bench *t)
     mem_free(t->logits);
     mem_free(t->rows.row);
     mem_free(t->rows.word);
+    mem_free(t->rows.mask);
+    mem_free(t->mask);
 }
 
 /* One step's draws, in pieces of `piece` rows of logits. */
@@ -210,6 +239,7 @@ static void draw(struct bench *t, int piece)
     const struct draw_result *result;
     const struct draw_top *top;
     sampler_describe(t->b, &t->rows);
+    assert_int_equal(t->rows.n_host, 0);
     ops->expect(t->d, &t->rows);
     ok(ops->begin(t->d, t->b, &err), &err);
     for (int first = 0; first < ROWS; first += piece)
@@ -256,15 +286,20 @@ static void equals_the_host(void **state)
 static void how_long(void **state)
 {
     static const char *const what[] = {"greedy",           "temperature 1",  "top_k 50",
-                                       "top_p .9, peaked", "top_p .9, flat", "all, 5 logprobs"};
+                                       "top_p .9, peaked", "top_p .9, flat", "all, 5 logprobs",
+                                       "a mask, temp. 1"};
     static const int n_rows[] = {1, 64, 96};
     (void)state;
     struct bench t;
     open_bench(&t, 128256, 1);
-    for (int kind = 0; kind < 6; kind++) {
+    memset(t.mask, 0x11, (size_t)ROWS * (size_t)t.mask_words * sizeof *t.mask);
+    for (int kind = 0; kind < 7; kind++) {
         for (int i = 0; i < ROWS; i++) {
-            int like = kind == 0 ? 0 : kind == 1 ? 1 : kind == 2 ? 2 : kind < 5 ? 5 : 15;
+            static const int likes[] = {0, 1, 2, 5, 5, 15, 1};
+            int like = likes[kind];
             struct fake *f = &t.f[i];
+            t.b->sample[i].forced = -1;
+            t.b->sample[i].mask = kind == 6 ? t.mask + (size_t)i * (size_t)t.mask_words : NULL;
             f->req.params.p = t.f[like].req.params.p;
             f->req.params.p.logprobs = kind == 5 ? 5 : SL_NONE;
             f->req.params.p.temperature = kind == 0 ? 0 : 1;

@@ -245,9 +245,9 @@ bool launch_moe_down(cuda_stream s, const struct moe_args *a, int n_sms);
 
 /* ---- sample.cu ------------------------------------------------------------------------------ */
 struct draw_args {
-    const float *logits; /* [n_logits, n]: rows first_logit, ... of the step */
+    float *logits; /* [n_logits, n]: rows first_logit, ... of the step; masks are applied to them */
     int first_logit, n_logits, n;
-    const struct draw_row *row;
+    const struct draw_row *row; /* its list and mask: places in `word` */
     const int32_t *word;
     int first_row, max_rows;                   /* of `row`; at most max_rows at once */
     float *work;                               /* [max_rows, n] */

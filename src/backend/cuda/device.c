@@ -630,7 +630,7 @@ static void cuda_expect(struct device *d, const struct draw_rows *rows)
     d->draws = rows;
 }
 
-static void cuda_draw(struct device *d, const float *logits, int first, int n)
+static void cuda_draw(struct device *d, float *logits, int first, int n)
 {
     const struct draw_rows *rows = d->draws;
     int g = d->seen_group < 0 ? 0 : d->seen_group;

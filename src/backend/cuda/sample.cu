@@ -204,7 +204,20 @@ __device__ void process(float *x, const float *raw, int n, const draw_row &r, co
     __syncthreads();
 }
 
-/* Largest value and the lowest id that has it; false if a value is NaN or +inf, or all are -inf. */
+/* What a mask forbids becomes -inf, and nothing that comes after sees another value; NaN stays, so
+ * that it is found. Blocks that draw from one row have one mask. */
+__device__ void apply_mask(float *raw, int n, const int32_t *mask)
+{
+#pragma unroll 8
+    for (int i = threadIdx.x; i < n; i += DRAW_THREADS) {
+        float v = raw[i];
+        if (!(mask[i / 32] >> (i % 32) & 1) && v == v)
+            raw[i] = -INFINITY;
+    }
+    __syncthreads();
+}
+
+/* Largest value and the lowest id that has it; false if a value is NaN or +inf. */
 __device__ bool best_of(const float *x, int n, float *max, int *id, float *own, draw_shared &s)
 {
     float m = -INFINITY;
@@ -244,7 +257,7 @@ __device__ bool best_of(const float *x, int n, float *max, int *id, float *own, 
     *max = m;
     *id = at;
     __syncthreads();
-    return !any && m > -INFINITY;
+    return !any;
 }
 
 /* Values >= `from` into the list, unordered; false if they are too many for it. */
@@ -551,12 +564,19 @@ __global__ void __launch_bounds__(DRAW_THREADS) draw_kernel(draw_args a)
     const draw_row r = a.row[i];
     if (r.logit < a.first_logit || r.logit >= a.first_logit + a.n_logits)
         return;
-    const float *raw = a.logits + (size_t)(r.logit - a.first_logit) * a.n;
+    float *raw = a.logits + (size_t)(r.logit - a.first_logit) * a.n;
     const size_t result = (size_t)*a.slot * a.slot_rows + i;
     draw_result *out = a.result + result;
+    if (r.forced >= 0) {
+        if (threadIdx.x == 0)
+            out->token = r.forced < a.n ? r.forced : TOKEN_NONE;
+        return;
+    }
+    if (r.mask >= 0)
+        apply_mask(raw, a.n, a.word + r.mask);
     float raw_max, raw_own, max, own;
     int token, best;
-    bool ok = best_of(raw, a.n, &raw_max, &token, &raw_own, s);
+    bool ok = best_of(raw, a.n, &raw_max, &token, &raw_own, s) && raw_max > -INFINITY;
     row_view v = {raw, a.n, r.temperature, raw_max};
     max = raw_max;
     own = raw_own;
@@ -565,9 +585,16 @@ __global__ void __launch_bounds__(DRAW_THREADS) draw_kernel(draw_args a)
         float *x = a.work + (size_t)blockIdx.x * a.n;
         process(x, raw, a.n, r, a.word, a.count + (size_t)blockIdx.x * a.n, a.seen,
                 a.block + a.block_start[r.seq], a.block_size);
-        v.x = x;
         ok = best_of(x, a.n, &max, &best, &own, s);
-        token = best;
+        if (max == -INFINITY &&
+            r.mask >= 0) { /* where a grammar leaves no other way it goes first */
+            max = raw_max;
+            own = raw_own;
+        } else {
+            v.x = x;
+            token = best;
+        }
+        ok = ok && max > -INFINITY;
     }
     if (ok && r.temperature != 0) {
         v.max = __fdiv_rn(max, r.temperature);

@@ -37,7 +37,7 @@ static const int32_t *place(struct device *d, const int32_t *from, size_t n)
 }
 
 /* The most that any batch with these limits places, alignment included. */
-static size_t upload_words(const struct batch_limits *l)
+static size_t upload_words(const struct device *d, const struct batch_limits *l)
 {
     size_t tokens = (size_t)l->max_tokens, seqs = (size_t)l->max_seqs;
     size_t per_group = tokens + seqs + (size_t)l->max_blocks;        /* slots, block table */
@@ -46,7 +46,10 @@ static size_t upload_words(const struct batch_limits *l)
     size_t arrays = 3 * tokens + 2 * seqs + (size_t)l->max_logits;
     size_t rows = (size_t)l->max_samples * (sizeof(struct draw_row) / sizeof(int32_t));
     size_t words = (size_t)l->max_samples * DRAW_WORDS_MAX;
-    return arrays + rows + words + (size_t)l->n_groups * (per_group + plan + copies + 64) + 64;
+    size_t masks = (size_t)draw_masks_max(d->vocab_size, l->max_samples) *
+                   ((size_t)draw_mask_words(d->vocab_size) + 3);
+    return arrays + rows + words + masks + (size_t)l->n_groups * (per_group + plan + copies + 64) +
+           64;
 }
 
 static enum sl_status host_memory(void **out, size_t bytes, const char *what, struct sl_err *err)
@@ -56,7 +59,7 @@ static enum sl_status host_memory(void **out, size_t bytes, const char *what, st
 
 enum sl_status step_reserve(struct device *d, const struct batch_limits *l, struct sl_err *err)
 {
-    size_t words = upload_words(l), rows = (size_t)l->max_samples;
+    size_t words = upload_words(d, l), rows = (size_t)l->max_samples;
     enum sl_status st =
         coded_reserve(d, l->max_logits > l->max_tokens ? l->max_logits : l->max_tokens, err);
     if (st)
@@ -267,6 +270,13 @@ static void place_words(struct device *d, struct draw_row *row)
     (void)place(d, r->word, (size_t)r->n_words);
     for (int i = 0; i < r->n_rows; i++)
         row[i].list += at;
+    for (int i = 0; i < r->n_rows; i++) {
+        if (row[i].mask < 0)
+            continue;
+        const uint32_t *mask = r->mask[row[i].mask];
+        row[i].mask = (int32_t)d->upload_used;
+        (void)place(d, (const int32_t *)mask, (size_t)draw_mask_words(d->vocab_size));
+    }
 }
 
 /* Lengths first that the numbers of rows give, then those that are the step's own. */
