@@ -131,6 +131,34 @@ static void decodes_come_first_and_chunks_fill(void **state)
     hand_fini(&h);
 }
 
+static void chunks_beside_decodes_are_small(void **state)
+{
+    (void)state;
+    struct sched_config cfg = world_config();
+    cfg.max_num_batched_tokens = 2048;
+    cfg.max_model_len = 4096;
+    cfg.layout.n_blocks = 4096;
+    struct hand h;
+    hand_init(&h, &cfg);
+    struct rec *a = world_add(&h.w, 900, 2);
+    assert_true(hand_plan(&h));
+    assert_int_equal(rows_of(&h, a, 0), 900); /* nobody decodes */
+    hand_update(&h);
+    struct rec *b = world_add(&h.w, 3000, 2);
+    assert_true(hand_plan(&h));
+    assert_int_equal(rows_of(&h, a, 0), 1);
+    assert_int_equal(rows_of(&h, b, 0), 256 + 4 + 32); /* one runs, one waits */
+    hand_update(&h);
+    assert_int_equal(a->finish[0], SL_LENGTH);
+    assert_true(hand_plan(&h));
+    assert_int_equal(rows_of(&h, b, 0), 2048);
+    hand_update(&h);
+    while (hand_step(&h))
+        ;
+    assert_int_equal(b->n_out[0], 2);
+    hand_fini(&h);
+}
+
 static void several_prompts_share_the_budget(void **state)
 {
     (void)state;
@@ -865,6 +893,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_prompt_then_tokens),
         cmocka_unit_test(decodes_come_first_and_chunks_fill),
+        cmocka_unit_test(chunks_beside_decodes_are_small),
         cmocka_unit_test(several_prompts_share_the_budget),
         cmocka_unit_test(long_prompts_are_cut_at_the_threshold),
         cmocka_unit_test(prefill_first_never_mixes),
