@@ -1,8 +1,8 @@
 /* 20,000 mixed requests through the library, hundreds at a time, in a KV cache that is too small
  * for them: preempted, swapped to host memory and back, cancelled, found in the prefix cache on the
  * device and in host memory. Requests repeat: whoever ends by himself gives what the first of his
- * kind gave, and who is cancelled a beginning of it. At the end all blocks are free and the host's
- * memory is as it was; the device's is told and not checked, for others may use the card.
+ * kind gave, and who is cancelled a beginning of it. At the end all blocks are free, and both the
+ * host's memory and the device's are as they were: nobody else may use the card meanwhile.
  *
  *     gpu_soak [DEVICE [REQUESTS]]        cuda, 20000
  * SPDX-License-Identifier: Apache-2.0 */
@@ -204,6 +204,7 @@ static void soak(void **state)
     assert_true(st.n_swaps > 50 && n_cancelled > n_requests / 50);
     assert_true(st.prefix_hits > 0 && st.host_hits > 0);
     assert_true(rss_end < rss + (16 << 20));
+    assert_true(left_end + (16 << 20) > left);
     sl_engine_destroy(&e);
 }
 
