@@ -76,14 +76,37 @@ struct row_norm {
         }
     }
 
-    /* get(i) reads the row, put(i, value) takes the normed one. */
+    /* h += add * scale, and that is the row; every load is under way before the first store.
+     * false: it is too long. */
+    __device__ __forceinline__ bool take_sum(float *h, const bf16 *add, float scale, int n)
+    {
+        bf16 more[ROW_IN_REGISTERS];
+        if (n > ROW_IN_REGISTERS * 256)
+            return false;
+#pragma unroll
+        for (int j = 0; j < ROW_IN_REGISTERS; j++) {
+            int i = threadIdx.x + j * 256;
+            v[j] = i < n ? h[i] : 0.f;
+            more[j] = i < n ? add[i] : to_bf(0.f);
+        }
+#pragma unroll
+        for (int j = 0; j < ROW_IN_REGISTERS; j++) {
+            int i = threadIdx.x + j * 256;
+            v[j] = __fmaf_rn(to_f(more[j]), scale, v[j]);
+            if (i < n)
+                h[i] = v[j];
+        }
+        return true;
+    }
+
+    /* get(i) reads the row, if it is not taken yet; put(i, value) takes the normed one. */
     template <class G, class P>
-    __device__ __forceinline__ void run(G get, P put, int n, const norm_args &k)
+    __device__ __forceinline__ void run(G get, P put, int n, const norm_args &k, bool taken = false)
     {
         __shared__ float scratch[32];
         const bool held = n <= ROW_IN_REGISTERS * 256;
         float sum = 0, mean = 0;
-        if (held)
+        if (held && !taken)
 #pragma unroll
             for (int j = 0; j < ROW_IN_REGISTERS; j++) {
                 int i = threadIdx.x + j * 256;

@@ -131,12 +131,15 @@ __global__ void __launch_bounds__(256)
     row.load_weights(k, n);
     begin();
     h += (size_t)blockIdx.x * n;
+    bool taken = false;
     if (add) {
         add += (size_t)blockIdx.x * n;
+        taken = x && !plain && row.take_sum(h, add, add_scale, n);
+    }
+    if (add && !taken)
 #pragma unroll 8
         for (int i = threadIdx.x; i < n; i += 256)
             h[i] = __fmaf_rn(to_f(add[i]), add_scale, h[i]);
-    }
     if (!x)
         return;
     x += (size_t)blockIdx.x * n;
@@ -150,7 +153,7 @@ __global__ void __launch_bounds__(256)
         for (int i = threadIdx.x; i < n; i += 256)
             put(i, h[i]);
     else
-        row.run([&](int i) { return h[i]; }, put, n, k); /* own elements: no barrier */
+        row.run([&](int i) { return h[i]; }, put, n, k, taken); /* own elements: no barrier */
     if (CODED)
         code_row(x, (unsigned char *)coded.q + (size_t)blockIdx.x * n, coded.scale + blockIdx.x,
                  whole, top, n);
