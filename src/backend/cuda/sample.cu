@@ -450,6 +450,14 @@ __device__ int pick(const row_view &r, const kept_set &kept, u64 u, draw_shared 
     return at;
 }
 
+/* Whether a token surely comes after `time`, without a logarithm: -ln(u) >= 1 - u. The margin is
+ * larger than what race_time() leaves out. */
+__device__ __forceinline__ bool comes_after(u64 wait, u64 weight, float time)
+{
+    const float least = __fmul_rd(__ull2float_rd(((u64)1 << 53) - 1 - wait), 0x1p-53f);
+    return __fmul_rd(least, 0.9999f) > __fmul_ru(time, __ull2float_ru(weight));
+}
+
 /* sample/draw.c's race: of the kept tokens the heavy ones each for itself, the light as one. */
 __device__ int race(const row_view &r, kept_set kept, const race_key &key, draw_shared &s)
 {
@@ -457,16 +465,25 @@ __device__ int race(const row_view &r, kept_set kept, const race_key &key, draw_
     u64 light = 0;
     double best = INFINITY;
     int at = INT_MAX;
-#pragma unroll 4
-    for (int i = threadIdx.x; i < r.n; i += DRAW_THREADS) {
-        u64 k = kept.weight(r, r.at(i), i);
-        if (k < RACE_LIGHT) {
-            light += k;
-            continue;
+    float soon = INFINITY; /* this warp's best of a while ago, rounded up */
+    for (int begin = 0; begin < r.n; begin += 4 * DRAW_THREADS) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const int i = begin + j * DRAW_THREADS + (int)threadIdx.x;
+            const u64 k = i < r.n ? kept.weight(r, r.at(i), i) : 0;
+            if (k < RACE_LIGHT) {
+                light += k;
+                continue;
+            }
+            const u64 wait = race_noise(&key, i).wait;
+            if (comes_after(wait, k, soon))
+                continue;
+            double t = race_time(wait, k);
+            at = t < best ? i : at;
+            best = t < best ? t : best;
         }
-        double t = race_time(race_noise(&key, i).wait, k);
-        at = t < best ? i : at;
-        best = t < best ? t : best;
+        soon = __uint_as_float(
+            __reduce_min_sync(0xffffffffu, __float_as_uint(__double2float_ru(best))));
     }
     for (int o = 16; o; o >>= 1) {
         double t = __shfl_xor_sync(0xffffffffu, best, o);
