@@ -11,8 +11,9 @@
  * of W and hands it to all of them, so that W is read from L2 once for the cluster; a slot of the
  * ring is free when the warps of all of them are done with it.
  *
- * Few rows of x: time is that of W's bytes, so N is chosen such that every multiprocessor has an
- * equal share of W. Many rows: 128 x 256, where operands cost shared memory and L2 the least.
+ * Few rows of x: time is that of W's bytes. A small W is shared out equally, a tile for every
+ * multiprocessor; a large one goes in small tiles, so that what is read is not waiting for what is
+ * written. Many rows: 128 x 256, where operands cost shared memory and L2 the least.
  *
  * A gated tile of W is half of gate and half of up, so that a thread has both of an output.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -586,9 +587,10 @@ extern "C" int wide_tiles(void)
     return (int)(sizeof wide_tile_list / sizeof *wide_tile_list);
 }
 
-/* Rows of operands that the busiest multiprocessor brings: that orders tiles as their times do.
- * Where it is equal, rows that come from L2 decide; more of them if clusters have tiles of x that
- * are not there. */
+/* Rows of operands that the busiest multiprocessor brings: that orders tiles as their times do,
+ * unless reading W takes longer, a row of it from memory as long as 3.5 from L2. Then what counts
+ * is how soon the last tile is written and how many begin. Where that is equal too, rows that come
+ * from L2 decide; more of them if clusters have tiles of x that are not there. */
 static double tile_cost(const wide_tile &t, const narrow_args &a, int n_sms)
 {
     int groups = !a.group_start ? 1 : a.m < a.n_groups ? a.m : a.n_groups, m = up(a.m, groups);
@@ -597,7 +599,9 @@ static double tile_cost(const wide_tile &t, const narrow_args &a, int n_sms)
     double rounds = ceil(blocks / (n_sms / t.cluster * t.cluster));
     int x_rows = up(m, 8) * 8 < t.bm ? up(m, 8) * 8 : t.bm;
     double l2 = blocks * (x_rows + (double)t.n / t.cluster) / n_sms;
-    return rounds * (x_rows + t.n) + 0.01 * l2 * n_x / up(m, t.bm);
+    double read = a.group_start || a.w_scale ? 0 : 3.5 * a.rows / n_sms; /* measured with bf16 */
+    return fmax(rounds * (x_rows + t.n), read) + 0.1 * t.n + 2 * rounds +
+           0.01 * l2 * n_x / up(m, t.bm);
 }
 
 extern "C" bool launch_wide(cuda_stream s, const struct narrow_args *a, int n_sms, int tile)
