@@ -18,41 +18,75 @@ static void configure_scores(int m)
                        (const uint8_t[]){64, 64, 64, 64, 64, 32, 64, 64});
 }
 
-INLINE void fetch_tile(const char *p, size_t bytes)
+/* `lines` lines of what will be read soon, or NULL. A few at a time, between products: many at once
+ * would hold up the loads behind them. */
+INLINE void fetch_lines(const char *p, int lines)
 {
-    for (size_t i = 0; i < bytes; i += 64)
-        _mm_prefetch(p + i, _MM_HINT_T1);
+    for (int i = 0; p && i < lines; i++)
+        _mm_prefetch(p + (size_t)i * 64, _MM_HINT_T1);
 }
 
-#define SCORES(c)                                                          \
+/* Up to four K tiles, scored side by side: what is loaded of the queries serves all. */
+struct four {
+    const char *k[4], *ahead[4];
+    int n;
+};
+
+INLINE struct four take_four(const struct tiles *k, int t, int n_tiles, bool ahead)
+{
+    struct four f = {.n = n_tiles - t < 4 ? n_tiles - t : 4};
+    for (int i = 0; i < f.n; i++) {
+        f.k[i] = k->tile[t + i];
+        f.ahead[i] = ahead ? k->ahead[t + i] : NULL;
+    }
+    return f;
+}
+
+/* Adds dims from byte `at` of a K tile on, `rows` pairs of them; q and k are tiles' numbers. */
+#define SCORE(c, q, k_tile, rows)                                   \
+    do {                                                            \
+        if ((c) < f.n) {                                            \
+            TILE_LOAD(k_tile, f.k[c] + at, 64);                     \
+            fetch_lines(f.ahead[c] ? f.ahead[c] + at : NULL, rows); \
+            TILE_DP_BF16(c, q, k_tile);                             \
+        }                                                           \
+    } while (0)
+
+#define STORE(c)                                                           \
     do {                                                                   \
-        const char *tile_ = k->tile[t + (c) < n_tiles ? t + (c) : t];      \
-        TILE_ZERO(c);                                                      \
-        for (int d = 0; d + K_STEP <= hd; d += K_STEP) {                   \
-            TILE_LOAD(4, q + (size_t)d * 2, q_stride);                     \
-            TILE_LOAD(6, tile_ + (size_t)d * TILE_POS * 2, 64);            \
-            TILE_DP_BF16(c, 4, 6);                                         \
-        }                                                                  \
-        if (hd % K_STEP) {                                                 \
-            size_t d = (size_t)(hd / K_STEP * K_STEP);                     \
-            TILE_LOAD(5, q + d * 2, q_stride);                             \
-            TILE_LOAD(7, tile_ + d * TILE_POS * 2, 64);                    \
-            TILE_DP_BF16(c, 5, 7);                                         \
-        }                                                                  \
-        if (t + (c) < n_tiles)                                             \
+        if ((c) < f.n)                                                     \
             TILE_STORE(c, s + (size_t)(t + (c)) * TILE_POS, s_stride * 4); \
     } while (0)
 
 static void score_rows(float *s, size_t s_stride, const char *q, size_t q_stride,
                        const struct tiles *k, int n_tiles, int hd, bool ahead)
 {
+    size_t whole = (size_t)(hd / K_STEP) * K_STEP * TILE_POS * 2;
     for (int t = 0; t < n_tiles; t += 4) {
-        for (int i = t; ahead && i < t + 4 && i < n_tiles; i++)
-            fetch_tile(k->ahead[i], (size_t)TILE_POS * (size_t)hd * 2);
-        SCORES(0);
-        SCORES(1);
-        SCORES(2);
-        SCORES(3);
+        struct four f = take_four(k, t, n_tiles, ahead);
+        size_t at = 0;
+        TILE_ZERO(0);
+        TILE_ZERO(1);
+        TILE_ZERO(2);
+        TILE_ZERO(3);
+        for (; at < whole; at += K_STEP * TILE_POS * 2) {
+            TILE_LOAD(4, q + at / TILE_POS, q_stride);
+            SCORE(0, 4, 6, 16);
+            SCORE(1, 4, 6, 16);
+            SCORE(2, 4, 6, 16);
+            SCORE(3, 4, 6, 16);
+        }
+        if (hd % K_STEP) {
+            TILE_LOAD(5, q + at / TILE_POS, q_stride);
+            SCORE(0, 5, 7, 8);
+            SCORE(1, 5, 7, 8);
+            SCORE(2, 5, 7, 8);
+            SCORE(3, 5, 7, 8);
+        }
+        STORE(0);
+        STORE(1);
+        STORE(2);
+        STORE(3);
     }
 }
 
@@ -104,21 +138,26 @@ struct values {
     bool ahead;
 };
 
-/* The right factors of n vectors of 16 dims, and their products with tile 4. */
-INLINE void weigh_tile(const char *v, size_t stride, int n)
+/* The right factors of n vectors of 16 dims, and their products with tile 4. Each goes with as many
+ * bytes fetched from `ahead` on. */
+INLINE void weigh_tile(const char *v, size_t stride, int n, const char *ahead)
 {
     TILE_LOAD(6, v, stride);
+    fetch_lines(ahead, 8);
     TILE_DP_BF16(0, 4, 6);
     if (n > 1) {
         TILE_LOAD(7, v + 64, stride);
+        fetch_lines(ahead ? ahead + 512 : NULL, 8);
         TILE_DP_BF16(1, 4, 7);
     }
     if (n > 2) {
         TILE_LOAD(6, v + 128, stride);
+        fetch_lines(ahead ? ahead + 1024 : NULL, 8);
         TILE_DP_BF16(2, 4, 6);
     }
     if (n > 3) {
         TILE_LOAD(7, v + 192, stride);
+        fetch_lines(ahead ? ahead + 1536 : NULL, 8);
         TILE_DP_BF16(3, 4, 7);
     }
 }
@@ -155,17 +194,15 @@ static void weigh_dims(const struct values *w, int dim)
         int first = t * TILE_POS, lo = w->lo > first ? w->lo - first : 0;
         int hi = w->hi < first + TILE_POS ? w->hi - first : TILE_POS;
         const char *p = w->p + (size_t)first * 2, *v = w->v->tile[t];
-        if (w->ahead)
-            fetch_tile((const char *)w->v->ahead[t] + (size_t)dim / 64 * TILE_POS * 64 * 2,
-                       (size_t)TILE_POS * (size_t)n * 16 * 2);
+        const char *ahead = w->ahead ? (const char *)w->v->ahead[t] + (size_t)dim * 32 : NULL;
         if (lo > 0 || hi < TILE_POS) {
             mask_edge(&e, p, w->p_stride, w->m, v, w->hd, dim, lo, hi);
             TILE_LOAD(4, e.p, sizeof e.p[0]);
-            weigh_tile((const char *)e.v, sizeof e.v[0], n);
+            weigh_tile((const char *)e.v, sizeof e.v[0], n, ahead);
             continue;
         }
         TILE_LOAD(4, p, w->p_stride);
-        weigh_tile(v + (size_t)dim * 4, (size_t)w->hd * 4, n);
+        weigh_tile(v + (size_t)dim * 4, (size_t)w->hd * 4, n, ahead);
     }
     store_sums((char *)(w->o + dim), w->o_stride, n);
 }
