@@ -307,75 +307,115 @@ __device__ void code_head(unsigned char *to, float *scale, const float *x, int n
                                 code2(__fmul_rn(x[i + 2], inv), __fmul_rn(x[i + 3], inv)) << 16;
 }
 
-/* One warp a (token, head): heads are q, then k, then v. Lane l owns elements l, l + 32, ... in
- * shared memory, where the rotation pairs them. Angles are made in f32 as transformers does. */
+static const int ROPE_WARPS = 8;
+static const int ROPE_PARTS_BELOW = 512; /* tokens: with fewer, more blocks each */
+
+/* A head of up to 256 values, four neighbours of every 128 a lane. */
+struct head_values {
+    uint2 v[2];
+
+    __device__ __forceinline__ void load(const bf16 *from, int n)
+    {
+#pragma unroll
+        for (int p = 0; p < 2; p++)
+            if (p * 128 + threadIdx.x % 32 * 4 < n)
+                v[p] = *(const uint2 *)(from + p * 128 + threadIdx.x % 32 * 4);
+    }
+
+    __device__ __forceinline__ void widen(float *to, int n) const
+    {
+#pragma unroll
+        for (int p = 0; p < 2; p++) {
+            float2 lo = __bfloat1622float2(*(const __nv_bfloat162 *)&v[p].x);
+            float2 hi = __bfloat1622float2(*(const __nv_bfloat162 *)&v[p].y);
+            if (p * 128 + threadIdx.x % 32 * 4 < n)
+                *(float4 *)(to + p * 128 + threadIdx.x % 32 * 4) =
+                    make_float4(lo.x, lo.y, hi.x, hi.y);
+        }
+    }
+};
+
+/* One warp: n values to bf16. */
+__device__ __forceinline__ void write_head(bf16 *to, const float *x, int n)
+{
+    for (int i = threadIdx.x % 32 * 4; i < n; i += 128) {
+        float4 v = *(const float4 *)(x + i);
+        *(uint2 *)(to + i) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
+    }
+}
+
+/* One block some heads of a token, a warp one at a time: heads are q, then k, then v. The token's
+ * angles are made once, in f32 as transformers does. A head lies in shared memory, where the
+ * rotation pairs its values; the next one is on its way meanwhile. */
 __global__ void qkv_rope_cache_kernel(bf16 *qkv, struct kv_cache kv, struct step_arrays a,
                                       attn_shape shape, rope_args rope, norm_args q_norm,
                                       bool has_q_norm, norm_args k_norm, bool has_k_norm)
 {
     begin();
-    extern __shared__ float heads_shared[];
-    int n = shape.head_dim, n_total = shape.n_heads + 2 * shape.n_kv_heads;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int head = blockIdx.y * (blockDim.x / 32) + warp;
-    size_t r = blockIdx.x;
-    if (head >= n_total)
-        return;
+    extern __shared__ __align__(16) float heads_shared[];
+    const int n = shape.head_dim, n_total = shape.n_heads + 2 * shape.n_kv_heads;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, step = gridDim.y * ROPE_WARPS;
+    const int half = rope.inv_freq ? rope.rot_dims / 2 : 0;
+    const size_t r = blockIdx.x;
+    const int32_t slot = a.slot[r];
     float *x = heads_shared + warp * n;
-    bf16 *row = qkv + (r * n_total + head) * n;
-    for (int i = lane; i < n; i += 32)
-        x[i] = to_f(row[i]);
-    __syncwarp();
-    bool is_q = head < shape.n_heads, is_v = head >= shape.n_heads + shape.n_kv_heads;
-    if (!is_v && (is_q ? has_q_norm : has_k_norm)) {
-        norm_args k = is_q ? q_norm : k_norm;
-        k.w += (is_q ? head : head - shape.n_heads) * k.head_stride;
-        float mean = 0, sum = 0;
-        for (int i = lane; i < n && !k.rms; i += 32)
-            sum += x[i];
-        if (!k.rms)
-            mean = block_sum<32>(sum, NULL) / n;
-        sum = 0;
-        for (int i = lane; i < n; i += 32)
-            sum += (x[i] - mean) * (x[i] - mean);
-        float factor = rsqrtf(block_sum<32>(sum, NULL) / n + k.eps);
-        for (int i = lane; i < n; i += 32)
-            x[i] = normed(x[i], mean, factor, k, i);
-        __syncwarp();
+    float2 *turn = (float2 *)(heads_shared + ROPE_WARPS * n);
+    bf16 *row = qkv + r * n_total * n;
+    int head = blockIdx.y * ROPE_WARPS + warp;
+    head_values next;
+    if (head < n_total)
+        next.load(row + head * n, n);
+    for (int i = threadIdx.x; i < half; i += ROPE_WARPS * 32) {
+        float2 t;
+        sincosf((float)a.pos[r] * rope.inv_freq[i], &t.y, &t.x);
+        turn[i] = make_float2(t.x * rope.mscale, t.y * rope.mscale);
     }
-    if (!is_v && rope.inv_freq) {
-        int half = rope.rot_dims / 2;
-        for (int i = lane; i < half; i += 32) {
-            float sn, cs, angle = (float)a.pos[r] * rope.inv_freq[i];
-            sincosf(angle, &sn, &cs);
+    __syncthreads();
+    for (; head < n_total; head += step) {
+        const bool is_q = head < shape.n_heads, is_v = head >= shape.n_heads + shape.n_kv_heads;
+        __syncwarp();
+        next.widen(x, n);
+        if (head + step < n_total)
+            next.load(row + (head + step) * n, n);
+        __syncwarp();
+        if (!is_v && (is_q ? has_q_norm : has_k_norm)) {
+            norm_args k = is_q ? q_norm : k_norm;
+            k.w += (is_q ? head : head - shape.n_heads) * k.head_stride;
+            float mean = 0, sum = 0;
+            for (int i = lane; i < n && !k.rms; i += 32)
+                sum += x[i];
+            if (!k.rms)
+                mean = block_sum<32>(sum, NULL) / n;
+            sum = 0;
+            for (int i = lane; i < n; i += 32)
+                sum += (x[i] - mean) * (x[i] - mean);
+            float factor = rsqrtf(block_sum<32>(sum, NULL) / n + k.eps);
+            for (int i = lane; i < n; i += 32)
+                x[i] = normed(x[i], mean, factor, k, i);
+            __syncwarp();
+        }
+        for (int i = lane; i < half && !is_v; i += 32) {
             int j = rope.interleaved ? 2 * i : i, l = rope.interleaved ? 2 * i + 1 : i + half;
             float p = x[j], q = x[l];
-            cs *= rope.mscale;
-            sn *= rope.mscale;
-            x[j] = p * cs - q * sn;
-            x[l] = q * cs + p * sn;
+            x[j] = p * turn[i].x - q * turn[i].y;
+            x[l] = q * turn[i].x + p * turn[i].y;
         }
         __syncwarp();
+        if (is_q) {
+            write_head(row + head * n, x, n);
+            continue;
+        }
+        if (slot < 0)
+            continue;
+        const int kv_head = (head - shape.n_heads) % shape.n_kv_heads;
+        size_t block = slot / shape.block_size, offset = slot % shape.block_size;
+        size_t at = (block * shape.n_kv_heads + kv_head) * shape.block_size + offset;
+        if (kv.k_scale)
+            code_head((unsigned char *)(is_v ? kv.v : kv.k) + at * n,
+                      (is_v ? kv.v_scale : kv.k_scale) + at, x, n);
+        else
+            write_head((bf16 *)(is_v ? kv.v : kv.k) + at * n, x, n);
     }
-    if (is_q) {
-        for (int i = lane; i < n; i += 32)
-            row[i] = to_bf(x[i]);
-        return;
-    }
-    int kv_head = (head - shape.n_heads) % shape.n_kv_heads;
-    int32_t slot = a.slot[r];
-    if (slot < 0)
-        return;
-    size_t block = slot / shape.block_size, offset = slot % shape.block_size;
-    size_t at = (block * shape.n_kv_heads + kv_head) * shape.block_size + offset;
-    if (kv.k_scale) {
-        code_head((unsigned char *)(is_v ? kv.v : kv.k) + at * n,
-                  (is_v ? kv.v_scale : kv.k_scale) + at, x, n);
-        return;
-    }
-    bf16 *to = (bf16 *)(is_v ? kv.v : kv.k) + at * n;
-    for (int i = lane; i < n; i += 32)
-        to[i] = to_bf(x[i]);
 }
 
 extern "C" void launch_qkv_rope_cache(cuda_stream s, void *qkv, const struct kv_cache *kv,
@@ -383,12 +423,11 @@ extern "C" void launch_qkv_rope_cache(cuda_stream s, void *qkv, const struct kv_
                                       const struct rope_args *rope, const struct norm_args *q_norm,
                                       const struct norm_args *k_norm)
 {
-    const int warps = 8;
-    int heads = shape->n_heads + 2 * shape->n_kv_heads;
+    const int heads = shape->n_heads + 2 * shape->n_kv_heads, n = shape->head_dim;
+    const int parts = a->n_tokens < ROPE_PARTS_BELOW ? blocks_for(heads, ROPE_WARPS) : 1;
     norm_args none = {};
-    dim3 grid(a->n_tokens, (heads + warps - 1) / warps);
-    launch_after(s, qkv_rope_cache_kernel, grid, dim3(warps * 32),
-                 (int)(warps * shape->head_dim * sizeof(float)), (bf16 *)qkv, *kv, *a, *shape,
-                 *rope, q_norm ? *q_norm : none, q_norm != NULL, k_norm ? *k_norm : none,
+    launch_after(s, qkv_rope_cache_kernel, dim3(a->n_tokens, parts), dim3(ROPE_WARPS * 32),
+                 (ROPE_WARPS * n + rope->rot_dims) * (int)sizeof(float), (bf16 *)qkv, *kv, *a,
+                 *shape, *rope, q_norm ? *q_norm : none, q_norm != NULL, k_norm ? *k_norm : none,
                  k_norm != NULL);
 }
