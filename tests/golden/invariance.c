@@ -122,8 +122,9 @@ static void same(const struct record *want, const struct record *got, int n, con
         size_t bytes = (size_t)want->vocab * sizeof(float), at = (size_t)p * (size_t)want->vocab;
         assert_true(got->seen[p] && want->seen[p]);
         if (memcmp(want->logits + at, got->logits + at, bytes))
-            fail_msg("%s, %s, %s, dtype %d %s: position %d differs", s->model ? s->model : "",
-                     s->device, what, (int)s->dtype, s->quantization ? s->quantization : "", p);
+            fail_msg("%s %s, %s, %s, dtype %d %s: position %d differs", s->model ? s->model : "",
+                     s->overrides ? s->overrides : "", s->device, what, (int)s->dtype,
+                     s->quantization ? s->quantization : "", p);
     }
 }
 
