@@ -28,10 +28,10 @@ struct backend_ops {
     /* Nothing to compute before t_ns: a virtual clock jumps there. NULL: real time. */
     void (*skip_to)(struct backend *be, int64_t t_ns);
     void (*destroy)(struct backend *be);
-    /* Final hidden states, normed, of the step that was just collected: a row for each of the
-     * batch's, in the device's own activations and memory; gone with the next submit. NULL, or it
-     * gives NULL: there are none, or a later step has overwritten them. */
-    const void *(*hidden)(struct backend *be);
+    /* Of the step submitted last, until the next submit. A device that runs ahead may be about to
+     * compute them: what it is asked for now, in its own order of work, comes behind that. NULL:
+     * there are none. */
+    const struct hidden_states *(*hidden)(struct backend *be);
 };
 
 struct backend {

@@ -138,6 +138,16 @@ static inline const int32_t *batch_blocks(const struct batch *b, int group, int 
     return b->block + (size_t)group * b->limits.max_blocks + start[0];
 }
 
+/* ---- what a step leaves on its device -------------------------------------------------------- */
+
+enum { HIDDEN_LAYERS_MAX = 4 };
+
+/* A row for each of the batch's, in the device's memory and type of activations. */
+struct hidden_states {
+    const void *final;                    /* normed, as the head of the model takes them */
+    const void *layer[HIDDEN_LAYERS_MAX]; /* the residual behind the layers that were asked for */
+};
+
 /* ---- result --------------------------------------------------------------------------------- */
 
 enum {

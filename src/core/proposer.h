@@ -5,9 +5,10 @@
  * n-gram lookup, a tree of earlier outputs, a smaller model, heads over the hidden states: each is
  * one of these. A proposal can be wrong, too short or empty; it never changes what a request says.
  *
- * Heads that continue the target's own hidden states (EAGLE, Medusa) copy what they need in
- * step_done(): row r of `hidden` is the final hidden state of row r of the step, and it is there
- * until the call returns.
+ * Heads that continue the target's own hidden states (Medusa, EAGLE) are shown those of each step
+ * in step_begun(), and keep what they need of them by sequence and position. Which tokens were
+ * drawn the sequences know when propose() is called: the state at n_tokens - 2 is the last one of a
+ * token that stayed.
  *
  * Thread: the engine thread, all calls.
  *
@@ -40,10 +41,9 @@ struct proposer_ops {
     void (*block_taken)(struct proposer *p, int32_t blk);
     /* The sequence has ended, its tokens complete. */
     void (*finished)(struct proposer *p, const struct sequence *seq);
-    /* A step was collected; its tokens are in r, not in the sequences yet. hidden: see above and
-     * backend_ops.hidden. */
-    void (*step_done)(struct proposer *p, const struct batch *b, const struct step_result *r,
-                      const void *hidden);
+    /* A step was given to the device; hidden: backend_ops.hidden, NULL where there are none. */
+    void (*step_begun)(struct proposer *p, const struct batch *b,
+                       const struct hidden_states *hidden);
     void (*destroy)(struct proposer *p);
 };
 
@@ -57,6 +57,7 @@ struct proposer {
     int max_batch;    /* with more sequences than this nobody is guessed for; 0: no such limit */
     int group;        /* layer group whose block numbers its own cache uses */
     int vocab_size;   /* the target's: ids beyond it are thrown away */
+    int layer[HIDDEN_LAYERS_MAX], n_layers; /* whose outputs it wants to see too */
 };
 
 #endif

@@ -105,6 +105,9 @@ static enum sl_status fill(struct core *c, int64_t *since, struct sl_err *err)
             break;
         c->n_inflight++; /* from here on its sequences are held */
         enum sl_status st = c->be->ops->submit(c->be, b, err);
+        if (!st && c->proposer && c->proposer->ops->step_begun)
+            c->proposer->ops->step_begun(c->proposer, b,
+                                         c->be->ops->hidden ? c->be->ops->hidden(c->be) : NULL);
         lap(since, &c->times.submit_ns);
         if (st)
             return st;
@@ -132,9 +135,6 @@ enum sl_status core_step(struct core *c, struct sl_err *err)
         return st;
     }
     struct batch *b = c->ring[c->first];
-    if (c->proposer && c->proposer->ops->step_done)
-        c->proposer->ops->step_done(c->proposer, b, c->result,
-                                    c->be->ops->hidden ? c->be->ops->hidden(c->be) : NULL);
     sched_update(c->sched, b, c->result, c->sink, c->ctx);
     c->first = (c->first + 1) % c->depth;
     c->n_inflight--;

@@ -149,6 +149,8 @@ enum sl_status speculate_open(struct sl_engine *e, struct sl_err *err)
         st = create(e, err);
     if (st)
         return st;
+    if (e->runner)
+        runner_keep_layers(e->runner, e->proposer->layer, e->proposer->n_layers);
     bool standard = e->draft.verify == DRAFT_STANDARD;
     if (standard && e->sampler)
         sampler_reject_by_probability(e->sampler);

@@ -35,7 +35,8 @@ static size_t moe_bytes(const struct forward *f, int max_tokens)
 size_t forward_bytes(const struct forward *f, int max_tokens)
 {
     struct widths w = widths(f->spec);
-    size_t row = w.hidden * sizeof(float) + (2 * w.hidden + w.wide + w.mid) * f->ops->act_bytes;
+    size_t acts = (2 + (size_t)f->n_keep) * w.hidden + w.wide + w.mid;
+    size_t row = w.hidden * sizeof(float) + acts * f->ops->act_bytes;
     return row * (size_t)max_tokens + moe_bytes(f, max_tokens);
 }
 
@@ -44,6 +45,9 @@ enum sl_status forward_alloc(struct forward *f, int max_tokens, struct sl_err *e
     struct widths w = widths(f->spec);
     const struct ops *ops = f->ops;
     size_t n = (size_t)max_tokens, act = ops->act_bytes, moe = moe_bytes(f, max_tokens);
+    for (int i = 0; i < f->n_keep; i++)
+        if (!(f->kept[i] = ops->alloc(f->device, n * w.hidden * act, "kept layers", err)))
+            return SL_FAIL(err, SL_ENOMEM, "no memory for hidden states of %d tokens", max_tokens);
     if ((f->h = ops->alloc(f->device, n * w.hidden * sizeof(float), "the residual", err)) &&
         (f->x = ops->alloc(f->device, n * w.hidden * act, "layer inputs", err)) &&
         (f->sub = ops->alloc(f->device, n * w.hidden * act, "layer outputs", err)) &&
@@ -59,6 +63,10 @@ void forward_fini(struct forward *f)
     void *all[] = {f->h, f->x, f->sub, f->wide, f->mid, f->moe};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         f->ops->free(f->device, all[i]);
+    for (int i = 0; i < f->n_keep; i++) {
+        f->ops->free(f->device, f->kept[i]);
+        f->kept[i] = NULL;
+    }
     f->h = NULL;
     f->x = f->sub = f->wide = f->mid = f->moe = NULL;
 }
@@ -121,6 +129,14 @@ static void norm_residual(const struct forward *f, const void *sub, enum slot sl
         f->ops->residual(f->device, f->h, f->x, rows, f->spec->hidden);
 }
 
+/* Layer l's output is in h. */
+static void keep(const struct forward *f, int l, int rows)
+{
+    for (int i = 0; i < f->n_keep; i++)
+        if (f->keep_layer[i] == l)
+            f->ops->add_norm(f->device, f->kept[i], f->h, NULL, 1, NULL, rows, f->spec->hidden);
+}
+
 /* Layers whose norms are over the residual: BERT and those after it, OPT-350m. */
 static void run_post_norm(const struct forward *f, int n_tokens)
 {
@@ -133,6 +149,7 @@ static void run_post_norm(const struct forward *f, int n_tokens)
         norm_residual(f, f->sub, SLOT_ATTN_POST_NORM, l, n_tokens);
         mlp(f, l, n_tokens);
         norm_residual(f, f->sub, SLOT_MLP_POST_NORM, l, n_tokens);
+        keep(f, l, n_tokens);
     }
 }
 
@@ -153,10 +170,10 @@ static void run_pre_norm(const struct forward *f, int n_tokens)
         }
         mlp(f, l, n_tokens);
         post_norm(f, SLOT_MLP_POST_NORM, l, n_tokens);
-        if (l + 1 < s->n_layers)
-            add_norm(f, f->sub, SLOT_ATTN_NORM, l + 1, n_tokens);
+        bool last = l + 1 == s->n_layers;
+        add_norm(f, f->sub, last ? SLOT_FINAL_NORM : SLOT_ATTN_NORM, last ? -1 : l + 1, n_tokens);
+        keep(f, l, n_tokens);
     }
-    add_norm(f, f->sub, SLOT_FINAL_NORM, -1, n_tokens);
 }
 
 /* h = embeddings and positions. */

@@ -15,10 +15,13 @@ struct forward {
     struct device *device;
     float *h; /* residual, [max_tokens, hidden] */
     void *x; /* a sublayer's input, [max_tokens, hidden]; after the pass: the final hidden states */
-    void *wide; /* qkv, or gate and up */
-    void *mid;  /* attention's output, or the activated MLP row */
-    void *sub;  /* a sublayer's output, [max_tokens, hidden] */
-    void *moe;  /* scratch of a mixture of experts, NULL without */
+    void *wide;            /* qkv, or gate and up */
+    void *mid;             /* attention's output, or the activated MLP row */
+    void *sub;             /* a sublayer's output, [max_tokens, hidden] */
+    void *moe;             /* scratch of a mixture of experts, NULL without */
+    const int *keep_layer; /* [n_keep]: the residual behind these layers is copied to kept[i] */
+    int n_keep;
+    void *kept[HIDDEN_LAYERS_MAX]; /* [max_tokens, hidden] activations */
 };
 
 /* What forward_alloc would take for f, whose buffers need not be there. */

@@ -82,6 +82,9 @@ SL_MUST_CHECK enum sl_status runner_create(struct runner **out, const struct run
                                            struct sl_err *err);
 /* Before memory is taken: KV blocks in host memory beside it. */
 void runner_set_host_kv(struct runner *r, int n_blocks);
+/* Before memory is planned or taken: layers whose outputs the backend's hidden() shows beside the
+ * final ones, HIDDEN_LAYERS_MAX at most. */
+void runner_keep_layers(struct runner *r, const int *layer, int n);
 /* Takes n_blocks of KV memory and the activation buffers for `limits`; after this it can run. */
 SL_MUST_CHECK enum sl_status runner_take_kv(struct runner *r, int n_blocks,
                                             const struct batch_limits *limits, struct sl_err *err);

@@ -30,6 +30,8 @@ struct runner {
     struct model_weights weights;
     struct attn_spec *attn; /* [n_layers] */
     struct forward forward;
+    int keep_layer[HIDDEN_LAYERS_MAX], n_keep; /* whose outputs a proposer wants */
+    struct hidden_states states;
     const struct ops *ops;
     struct device *device;
     enum wformat kv_format;
@@ -322,10 +324,9 @@ static enum sl_status collect_drawn(struct runner *r, struct step_result *out, s
     return st;
 }
 
-static const void *runner_hidden(struct backend *be)
+static const struct hidden_states *runner_hidden(struct backend *be)
 {
-    const struct runner *r = as_runner(be);
-    return r->n_submitted == r->n_collected ? r->forward.x : NULL;
+    return &as_runner(be)->states;
 }
 
 static int64_t runner_now(struct backend *be)
@@ -522,7 +523,8 @@ size_t runner_weight_bytes(const struct runner *r)
 
 size_t runner_activation_bytes(const struct runner *r, const struct batch_limits *limits)
 {
-    const struct forward f = {.spec = r->spec, .weights = &r->weights, .ops = r->ops};
+    const struct forward f = {
+        .spec = r->spec, .weights = &r->weights, .ops = r->ops, .n_keep = r->n_keep};
     int rows = logits_rows(r, limits), vocab = r->spec->vocab_size;
     return forward_bytes(&f, limits->max_tokens) + (size_t)rows * (size_t)vocab * sizeof(float) +
            (r->draw ? r->ops->draw_bytes(rows, vocab) : 0) +
@@ -558,10 +560,15 @@ static enum sl_status take_buffers(struct runner *r, const struct batch_limits *
                                   .weights = &r->weights,
                                   .attn = r->attn,
                                   .ops = r->ops,
-                                  .device = r->device};
+                                  .device = r->device,
+                                  .keep_layer = r->keep_layer,
+                                  .n_keep = r->n_keep};
     enum sl_status st = forward_alloc(&r->forward, limits->max_tokens, err);
     if (st)
         return st;
+    r->states.final = r->forward.x;
+    for (int i = 0; i < r->n_keep; i++)
+        r->states.layer[i] = r->forward.kept[i];
     r->logits_rows = logits_rows(r, limits);
     size_t bytes = (size_t)r->logits_rows * (size_t)r->spec->vocab_size * sizeof(float);
     if (!(r->logits = r->ops->alloc(r->device, bytes, "logits", err)))
@@ -583,6 +590,16 @@ static enum sl_status take_buffers(struct runner *r, const struct batch_limits *
     if (!r->piece_sample || !r->piece_plogprob)
         return SL_FAIL(err, SL_ENOMEM, "no memory for %d logit rows", limits->max_logits);
     return step_result_create(&r->piece, limits, err);
+}
+
+void runner_keep_layers(struct runner *r, const int *layer, int n)
+{
+    SL_ASSERT(n >= 0 && n <= HIDDEN_LAYERS_MAX);
+    r->n_keep = n;
+    for (int i = 0; i < n; i++) {
+        SL_ASSERT(layer[i] >= 0 && layer[i] < r->spec->n_layers);
+        r->keep_layer[i] = layer[i];
+    }
 }
 
 void runner_set_host_kv(struct runner *r, int n_blocks)

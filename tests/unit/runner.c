@@ -122,10 +122,10 @@ static void step(struct batch *b, int from, int to, struct step_result *r)
         fail_msg("%s", err.msg);
 }
 
-/* The final hidden state of row r of the step that was collected last; activations of ref. */
+/* The final hidden state of row r of the step that was submitted last; activations of ref. */
 static const float *hidden(int r)
 {
-    return (const float *)backend->ops->hidden(backend) + (size_t)r * HIDDEN;
+    return (const float *)backend->ops->hidden(backend)->final + (size_t)r * HIDDEN;
 }
 
 static void pieces(void **state)
