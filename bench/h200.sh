@@ -18,8 +18,8 @@
 # start     from nothing to ready                  models    a decode step of every
 #           shape in bench/configs at batch 1, and the memory that it takes
 # swap      preempted requests computed again, or copied to host memory and back
-# speculation  of pebble, and what a JSON schema costs; rows go to speculation-h200.json and
-#           schema-h200.json beside the others
+# speculation  of pebble (SPECULATION=crowd32: a part of it), and what a JSON schema costs; rows go
+#           to speculation-h200.json and schema-h200.json beside the others
 # SPDX-License-Identifier: Apache-2.0
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -187,7 +187,7 @@ part_speculation() {
     local to
     to=$(dirname "$out")
     export DEVICE=cuda BIN=$bin
-    OUT=$to/speculation-h200.json bench/speculation.py
+    OUT=$to/speculation-h200.json bench/speculation.py ${SPECULATION:-}
     OUT=$to/schema-h200.json bench/schema.py
 }
 

@@ -21,6 +21,8 @@ import sys
 import threading
 import time
 
+from speculation import origin
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SLUICE = pathlib.Path(os.environ.get("BIN", ROOT / "build")) / "sluice"
 DEVICE = os.environ.get("DEVICE", "cpu")
@@ -89,12 +91,9 @@ def main():
             rows = [measure(port, 1, 6), measure(port, 32, 96)]
         finally:
             server.terminate()
-    commit = os.environ.get("COMMIT") or subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
-        capture_output=True, text=True, check=False).stdout.strip()
     where = "cpu" if DEVICE == "cpu" else "h200"
     path = pathlib.Path(os.environ.get("OUT", ROOT / f"bench/results/schema-{where}.json"))
-    path.write_text(json.dumps({"commit": commit, "device": DEVICE, "rows": rows}, indent=1) + "\n")
+    path.write_text(json.dumps({**origin(), "rows": rows}, indent=1) + "\n")
     print(f"wrote {path}")
 
 

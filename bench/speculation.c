@@ -4,9 +4,13 @@
  *     bench_speculation PLAN.json
  *
  * The plan: {"model", "device": "cpu" or "cuda", "threads", "clock": "wall" or "cpu", "methods":
- * {NAME: speculative_config}, "cases": [{"name", "data": JSONL of prompt and output_tokens,
- * "methods": [NAME], "width": requests at a time, "temperature", "repeats"}]}. One line of JSON a
- * case and method.
+ * {NAME: speculative_config, null: another engine without}, "cases": [{"name", "data": JSONL of
+ * prompt and output_tokens, "methods": [NAME], "width": requests at a time, "temperature",
+ * "rounds", "turns"}]}. One line of JSON a case and method.
+ *
+ * Of two engines that do the same one can be some percent faster all its life: by where its memory
+ * lies, and by what came before. So a round has two new ones, and each is started first in every
+ * second round; in a turn the same requests run without, with, with, without.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "base/clock.h"
 #include "base/mem.h"
@@ -19,7 +23,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { WIDTH_MAX = 256, REPEATS_MAX = 64 };
+enum { WIDTH_MAX = 256, TURNS_MAX = 256 };
 
 struct prompt {
     struct token_vec ids;
@@ -36,7 +40,7 @@ struct plan {
 
 struct bench_case {
     struct prompt *prompt;
-    int n, width;
+    int n, width, rounds, turns;
     float temperature;
 };
 
@@ -89,9 +93,13 @@ static double seconds(clockid_t clock)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* All prompts, `width` at a time, from the first submission to the last token. */
-static double tokens_per_s(const struct plan *pl, struct sl_engine *e, const struct bench_case *c,
-                           int seed)
+/* All prompts, `width` at a time: tokens, and seconds from the first submission to the last one. */
+struct took {
+    double tokens, s;
+};
+
+static void add_run(const struct plan *pl, struct sl_engine *e, const struct bench_case *c,
+                    int seed, struct took *sum)
 {
     struct sl_request *r[WIDTH_MAX] = {0};
     int next = 0, n_live = 0;
@@ -117,7 +125,8 @@ static double tokens_per_s(const struct plan *pl, struct sl_engine *e, const str
                 break;
             }
     } while (n_live);
-    return (double)n_tokens / (seconds(pl->clock) - begin);
+    sum->tokens += (double)n_tokens;
+    sum->s += seconds(pl->clock) - begin;
 }
 
 static void print_list(const char *name, const double *v, int n)
@@ -128,41 +137,74 @@ static void print_list(const char *name, const double *v, int n)
     printf("], ");
 }
 
-/* `learns`: the method remembers answers, so that only a fresh engine has not seen them; then the
- * other one is as fresh. */
-static void compare(const struct plan *pl, struct sl_engine *warm, const char *name,
-                    const char *config, const struct bench_case *c, int repeats, bool learns)
+struct pair {
+    struct sl_engine *without, *with;
+};
+
+static void start_pair(struct pair *p, const struct plan *pl, const char *config, bool with_first)
 {
-    double off[REPEATS_MAX], on[REPEATS_MAX];
-    struct sl_draft_stats before = {0}, after = {0};
-    struct sl_engine *e = NULL, *fresh = NULL;
-    for (int i = -1; i < repeats; i++) { /* once to warm up */
-        if (learns || !e) {
-            sl_engine_destroy(&e);
-            sl_engine_destroy(&fresh);
-            e = start(pl, config);
-            fresh = learns ? start(pl, NULL) : NULL;
+    if (with_first)
+        p->with = start(pl, config);
+    p->without = start(pl, NULL);
+    if (!with_first)
+        p->with = start(pl, config);
+}
+
+static void run_pair(const struct pair *p, const struct plan *pl, const struct bench_case *c,
+                     int seed, bool with_first, struct took *without, struct took *with)
+{
+    if (with_first)
+        add_run(pl, p->with, c, seed, with);
+    add_run(pl, p->without, c, seed, without);
+    if (!with_first)
+        add_run(pl, p->with, c, seed, with);
+}
+
+static void add_drafts(struct sl_draft_stats *sum, const struct sl_draft_stats *s, int sign)
+{
+    sum->n_drafts += (uint64_t)sign * s->n_drafts;
+    sum->n_draft_tokens += (uint64_t)sign * s->n_draft_tokens;
+    sum->n_accepted += (uint64_t)sign * s->n_accepted;
+}
+
+/* `learns`: the method remembers answers, so engines are new for each turn, and it is half of one.
+ */
+static void compare(const struct plan *pl, const char *name, const char *config,
+                    const struct bench_case *c, bool learns)
+{
+    double off[TURNS_MAX], on[TURNS_MAX];
+    struct sl_draft_stats sum = {0}, s;
+    int n = 0, rounds = learns ? c->rounds * c->turns : c->rounds, turns = learns ? 1 : c->turns;
+    for (int round = 0; round < rounds; round++) {
+        struct pair p;
+        bool with_first = round % 2;
+        start_pair(&p, pl, config, with_first);
+        if (!learns) { /* to warm up */
+            struct took nobody = {0};
+            run_pair(&p, pl, c, 500, with_first, &nobody, &nobody);
+            sl_engine_draft_stats(p.with, &s);
+            add_drafts(&sum, &s, -1);
         }
-        struct sl_engine *without = fresh ? fresh : warm;
-        double a = tokens_per_s(pl, without, c, 1000 * (i + 2));
-        if (i <= 0 || learns)
-            sl_engine_draft_stats(e, &before);
-        double b = tokens_per_s(pl, e, c, 1000 * (i + 2));
-        if (i >= 0) {
-            off[i] = a;
-            on[i] = b;
+        for (int i = 0; i < turns; i++, n++) {
+            struct took without = {0}, with = {0};
+            int seed = 1000 * (n + 1);
+            run_pair(&p, pl, c, seed, with_first, &without, &with);
+            if (!learns)
+                run_pair(&p, pl, c, seed, !with_first, &without, &with);
+            off[n] = without.tokens / without.s;
+            on[n] = with.tokens / with.s;
         }
+        sl_engine_draft_stats(p.with, &s);
+        add_drafts(&sum, &s, 1);
+        sl_engine_destroy(&p.without);
+        sl_engine_destroy(&p.with);
     }
-    sl_engine_draft_stats(e, &after);
-    sl_engine_destroy(&e);
-    sl_engine_destroy(&fresh);
     printf("{\"method\": \"%s\", ", name);
-    print_list("without", off, repeats);
-    print_list("with", on, repeats);
+    print_list("without", off, n);
+    print_list("with", on, n);
     printf("\"drafts\": %llu, \"draft_tokens\": %llu, \"accepted\": %llu}\n",
-           (unsigned long long)(after.n_drafts - before.n_drafts),
-           (unsigned long long)(after.n_draft_tokens - before.n_draft_tokens),
-           (unsigned long long)(after.n_accepted - before.n_accepted));
+           (unsigned long long)sum.n_drafts, (unsigned long long)sum.n_draft_tokens,
+           (unsigned long long)sum.n_accepted);
     fflush(stdout);
 }
 
@@ -191,23 +233,31 @@ static void read_prompts(const struct plan *pl, const char *path, struct bench_c
     fclose(f);
 }
 
-static void run_case(const struct plan *pl, struct sl_engine *without, const json_t *methods,
-                     const json_t *row)
+static int int_of(const json_t *row, const char *key)
 {
-    struct bench_case c = {.width = (int)json_integer_value(json_object_get(row, "width")),
+    return (int)json_integer_value(json_object_get(row, key));
+}
+
+static void run_case(const struct plan *pl, const json_t *methods, const json_t *row)
+{
+    struct bench_case c = {.width = int_of(row, "width"),
+                           .rounds = int_of(row, "rounds"),
+                           .turns = int_of(row, "turns"),
                            .temperature =
                                (float)json_number_value(json_object_get(row, "temperature"))};
-    int repeats = (int)json_integer_value(json_object_get(row, "repeats"));
     const json_t *names = json_object_get(row, "methods");
     read_prompts(pl, json_string_value(json_object_get(row, "data")), &c);
-    if (c.width < 1 || c.width > WIDTH_MAX || repeats < 1 || repeats > REPEATS_MAX)
-        die("plan", "width or repeats out of range");
+    if (c.width < 1 || c.width > WIDTH_MAX)
+        die("plan", "width out of range");
+    if (c.rounds < 1 || c.turns < 1 || c.rounds > TURNS_MAX || c.turns > TURNS_MAX / c.rounds)
+        die("plan", "rounds or turns out of range");
     for (size_t i = 0; i < json_array_size(names); i++) {
         const char *name = json_string_value(json_array_get(names, i));
-        char *config = json_dumps(json_object_get(methods, name), 0);
-        if (!config)
+        const json_t *method = json_object_get(methods, name);
+        char *config = json_dumps(method, 0); /* NULL of null */
+        if (!method)
             die("plan: no such method", name);
-        compare(pl, without, name, config, &c, repeats, strcmp(name, "suffix") == 0);
+        compare(pl, name, config, &c, strcmp(name, "suffix") == 0);
         free(config);
     }
     for (int i = 0; i < c.n; i++)
@@ -232,11 +282,9 @@ int main(int argc, char **argv)
     if (tokenizer_load(&pl.tok, pl.model, &err))
         die("tokenizer", err.msg);
     sl_log_set_level(SL_LOG_WARNING);
-    struct sl_engine *without = start(&pl, NULL);
     const json_t *cases = json_object_get(plan, "cases");
     for (size_t i = 0; i < json_array_size(cases); i++)
-        run_case(&pl, without, json_object_get(plan, "methods"), json_array_get(cases, i));
-    sl_engine_destroy(&without);
+        run_case(&pl, json_object_get(plan, "methods"), json_array_get(cases, i));
     tokenizer_destroy(&pl.tok);
     json_decref(plan);
     return 0;

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Speculation on pebble: acceptance, speed-up of one request at a time, and that a crowd is never
 slowed down. The same requests run with and without in turns, in one process (bench/speculation.c);
-figures are medians.
+figures are medians over turns. "control" is two engines without, measured like the others.
 
-    bench/speculation.py                        on an idle machine, a few minutes
-    REPEATS=1 bench/speculation.py single       one part: single, crowd
+    bench/speculation.py                        on an idle machine, many minutes
+    bench/speculation.py crowd32 ngram          one part: single, crowd32, crowd256; some methods
+    ROUNDS=4 TURNS=2 bench/speculation.py       two new engines a round, its turns with them
     THREADS=1 bench/speculation.py              on a busy one: tokens a second of CPU time
     DEVICE=cuda bench/speculation.py            on a GPU
 
@@ -25,14 +26,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 BIN = pathlib.Path(os.environ.get("BIN", ROOT / "build"))
 MODEL = str(ROOT / "models" / "pebble")
 DEVICE = os.environ.get("DEVICE", "cpu")
-REPEATS = int(os.environ.get("REPEATS", "7"))
+ROUNDS = int(os.environ.get("ROUNDS", "2"))
+TURNS = int(os.environ.get("TURNS", "2"))
 THREADS = int(os.environ.get("THREADS", "2"))
 METHODS = {
+    "control": None,
     "draft model": {"model": str(ROOT / "models" / "pebble-draft"), "num_speculative_tokens": 4},
     "ngram": {"method": "ngram", "num_speculative_tokens": 6, "prompt_lookup_min": 2,
               "prompt_lookup_max": 4},
     "suffix": {"method": "suffix", "num_speculative_tokens": 8},
 }
+PARTS = ("single", "crowd32", "crowd256")
 WORDS = ("the old captain looked over a quiet harbour and said that every ship which leaves in the "
          "morning comes back with stories nobody else has heard before while small boats wait for "
          "wind and rain to pass under bridges of stone and iron").split()
@@ -45,6 +49,17 @@ def run(*args):
     if done.returncode:
         sys.exit(f"{' '.join(args)}: {done.stderr}")
     return done.stdout
+
+
+def origin():
+    """What was measured, and where."""
+    if DEVICE == "cpu":
+        with open("/proc/cpuinfo", encoding="utf-8") as f:
+            machine = next(line.split(":")[1] for line in f if line.startswith("model name"))
+    else:
+        machine = run("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()[0]
+    commit = os.environ.get("COMMIT") or run("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
+    return {"commit": commit.strip(), "device": DEVICE, "machine": machine.strip()}
 
 
 def chats():
@@ -86,21 +101,21 @@ def dataset(folder, name, items):
     return str(path)
 
 
-def cases(folder, parts):
+def cases(folder, parts, methods):
     chat, copy = chats(), copies(folder)
-    every = list(METHODS)
     out = []
+
+    def add(name, data, width, temperatures):
+        data = dataset(folder, f"{name} {width}", data)
+        out.extend({"name": name, "data": data, "methods": methods, "width": width,
+                    "temperature": t, "rounds": ROUNDS, "turns": TURNS} for t in temperatures)
+
     if "single" in parts:
-        data = dataset(folder, "chat", chat)
-        out += [{"name": "chats", "data": data, "methods": every, "width": 1, "temperature": t,
-                 "repeats": REPEATS} for t in (0, 1)]
-        out.append({"name": "copying", "data": dataset(folder, "copy", copy), "width": 1,
-                    "methods": ["ngram", "draft model"], "temperature": 0, "repeats": REPEATS})
-    if "crowd" in parts:
-        for width, times in ((32, 4), (256, 6)):
-            data = dataset(folder, f"crowd{width}", (chat + copy) * times)
-            out += [{"name": "chats and copying", "data": data, "methods": every, "width": width,
-                     "temperature": t, "repeats": REPEATS} for t in (0, 1)]
+        add("chats", chat, 1, (0, 1))
+        add("copying", copy, 1, (0,))
+    for width, times in ((32, 4), (256, 6)):
+        if f"crowd{width}" in parts:
+            add("chats and copying", (chat + copy) * times, width, (0, 1))
     return out
 
 
@@ -127,14 +142,18 @@ def row_of(case, r):
 
 
 def main():
-    parts = sys.argv[1:] or ["single", "crowd"]
+    parts = [p for p in PARTS if p in sys.argv] or PARTS
+    methods = [m for m in METHODS if m in sys.argv] or list(METHODS)
+    unknown = set(sys.argv[1:]) - set(PARTS) - set(METHODS)
+    if unknown:
+        sys.exit(f"unknown: {', '.join(unknown)}")
     rows = []
     # With one thread CPU time is measured: other load on the machine hardly enters.
     plan = {"model": MODEL, "device": DEVICE, "threads": THREADS, "methods": METHODS,
             "clock": "cpu" if DEVICE == "cpu" and THREADS == 1 else "wall"}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        todo = cases(folder, parts)
+        todo = cases(folder, parts, methods)
         path = folder / "plan.json"
         path.write_text(json.dumps({**plan, "cases": todo}))
         each = [c for c in todo for _ in c["methods"]]
@@ -143,16 +162,13 @@ def main():
             rows = [row_of(c, json.loads(line)) for c, line in zip(each, bench.stdout)]
         if bench.returncode:
             sys.exit("bench_speculation failed")
-    commit = os.environ.get("COMMIT") or subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
-        capture_output=True, text=True, check=False).stdout.strip()
     where = "cpu" if DEVICE == "cpu" else "h200"
     path = pathlib.Path(os.environ.get("OUT", ROOT / f"bench/results/speculation-{where}.json"))
     old = json.loads(path.read_text())["rows"] if path.exists() else []
     mine = {(r["name"], r["width"], r["temperature"]) for r in rows}
     kept = [r for r in old if (r["name"], r["width"], r["temperature"]) not in mine]
-    path.write_text(json.dumps({"commit": commit, "device": DEVICE, "threads": THREADS,
-                                "rows": kept + rows}, indent=1) + "\n")
+    path.write_text(json.dumps({**origin(), "threads": THREADS, "rows": kept + rows},
+                               indent=1) + "\n")
     print(f"wrote {path}")
 
 
