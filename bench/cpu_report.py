@@ -4,6 +4,9 @@
     bench/cpu_report.py RAW_DIR TARGET.json COMMIT      reads raw figures
     bench/cpu_report.py TARGET.json                     draws the plot of a result again
 
+Rows that were skipped this time stay as TARGET.json has them, each with the commit that it was
+measured at.
+
 SPDX-License-Identifier: Apache-2.0
 """
 import datetime
@@ -244,6 +247,21 @@ def plot(result, target):
         f.write("\n".join(out) + "\n")
 
 
+def keep_skipped(rows, target):
+    """Rows skipped this time, taken from the last result where it has them."""
+    if not os.path.exists(target):
+        return rows
+    with open(target, encoding="utf-8") as f:
+        last = json.load(f)
+    result = []
+    for r in rows:
+        title = r["name"].removesuffix(": skipped")
+        old = [o for o in last["rows"] if o["name"] in (title, title + ": its rate")]
+        old = [{**o, "commit": o.get("commit", last["commit"])} for o in old if o["value"]]
+        result += old if r["value"] is None and old else [r]
+    return result
+
+
 def report(folder, target, commit):
     raw, t = Raw(folder), Table()
     ceilings = raw.json("ceilings.json")
@@ -259,7 +277,8 @@ def report(folder, target, commit):
     with open(raw.path("machine.txt"), encoding="utf-8") as f:
         machine = f.read().strip()
     result = {"machine": f"{machine}, {threads} threads, {ceilings['isa']}", "commit": commit,
-              "date": datetime.date.today().isoformat(), "ceilings": ceilings, "rows": t.rows}
+              "date": datetime.date.today().isoformat(), "ceilings": ceilings,
+              "rows": keep_skipped(t.rows, target)}
     os.makedirs(os.path.dirname(target), exist_ok=True)
     with open(target, "w", encoding="utf-8") as f:
         json.dump(result, f, indent=1)
