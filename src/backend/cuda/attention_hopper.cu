@@ -2,16 +2,17 @@
  *
  * A block stays on its multiprocessor and takes items in turn: 128 query rows (the heads of a group
  * for tokens_per_tile tokens) of one sequence and KV head, against all the keys that they see. One
- * warp asks the copy engine for queries and, page by page, for tiles of K and V; one looks items up
- * ahead of the others; two warpgroups of 64 rows each multiply. While the tensor cores make P V of
- * a tile, a warpgroup makes P of the next; and while they make q k^T of the next item's first tile,
- * it writes the results of the one before.
+ * warp asks the copy engine for queries and, page by page, for tiles of K, one for tiles of V; one
+ * looks items up ahead of the others; two warpgroups of 64 rows each multiply. While the tensor
+ * cores make q k^T of an item's first tile, results of the item before are written.
  *
  * The arithmetic is attention.cuh's. A chunk's o begins at nothing, so a row has two of them at a
  * chunk's end; the one that is folded so far lies in shared memory, each thread's part in places of
  * its own, and is touched only there.
  *
- * Tiles lie in panels of 64 columns, rows of 128 bytes, sixteens of bytes swizzled by the row.
+ * Tiles lie in panels of 64 columns, rows of 128 bytes, sixteens of bytes swizzled by the row:
+ * queries one panel after the other, K and V eight rows of every panel after another eight, so that
+ * one box brings sixteen keys.
  * Columns past head_dim, pages that are gone and keys past kv_len come as zeros; what a page's end
  * holds past kv_len is cleared in V, since 0 times what nobody wrote need not be 0.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -60,12 +61,11 @@ struct hopper_barriers {
     uint64_t q_full, q_empty, tail;
     uint64_t k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
     uint64_t item_full[ITEMS], item_empty[ITEMS];
-    item items[ITEMS];                /* n_tokens 0: that was all */
-    float settled[2 * GROUP_THREADS]; /* written only */
+    item items[ITEMS]; /* n_tokens 0: that was all */
 };
 
 template <int HD> struct hopper_config {
-    static const int PANELS = HD / 64, TILE_BYTES = PANELS * PANEL;
+    static const int PANELS = HD / 64, TILE_BYTES = PANELS * PANEL, EIGHT = PANELS * 1024;
     static const int SUM_BYTES = 2 * GROUP_THREADS * (HD / 2) * (int)sizeof(float);
     static const int SHARED =
         TILE_BYTES * (1 + 2 * STAGES) + SUM_BYTES + (int)sizeof(hopper_barriers);
@@ -122,7 +122,7 @@ __device__ __forceinline__ void give_back(hopper_barriers *b, ring_place<ITEMS> 
     at.next();
 }
 
-/* ---- the warp that asks for queries, keys and values -------------------------------------------
+/* ---- the warps that ask for queries, keys and values -------------------------------------------
  */
 
 template <int HD> struct asker {
@@ -132,6 +132,7 @@ template <int HD> struct asker {
     const CUtensorMap *q_map, *k_map, *v_map;
     const attn_shape &shape;
     ring_place<STAGES> k_at, v_at;
+    bool whole; /* a head is as wide as its panels */
     int q_phase, tail_phase;
 
     /* Tokens of other sequences may come with the item's; there is no need to tell them apart. */
@@ -151,7 +152,7 @@ template <int HD> struct asker {
         }
     }
 
-    /* Lane i asks for box i % 8 (sixteen keys) of panel i / 8. */
+    /* Lane i asks for sixteen keys, `row` of the cache being the first. */
     __device__ __forceinline__ void ask(unsigned char *to, const CUtensorMap *map, int row,
                                         uint64_t *bar) const
     {
@@ -159,18 +160,25 @@ template <int HD> struct asker {
         if (lane == 0)
             barrier_expect(bar, C::TILE_BYTES);
         __syncwarp();
-        if (lane < 8 * C::PANELS)
-            box_copy(to + lane / 8 * PANEL + lane % 8 * 16 * 128, map, lane / 8 * 64, row, bar);
+        if (whole) {
+            if (lane < 8)
+                box_copy_4d(to + lane * 2 * C::EIGHT, map, row / 8, bar);
+            return;
+        }
+        const int eight = lane / C::PANELS, panel = lane % C::PANELS;
+        const int from = __shfl_sync(0xffffffffu, row, eight / 2) + eight % 2 * 8;
+        if (lane < 16 * C::PANELS)
+            box_copy(to + lane * 1024, map, panel * 64, from, bar);
     }
 
     /* Rows n..., up to the next sixteen, of a tile of V become zero. */
     __device__ __forceinline__ void clear(unsigned char *v, int n) const
     {
-        const int lane = threadIdx.x % 32, bytes = (16 - n % 16) * 128;
-#pragma unroll
-        for (int p = 0; p < C::PANELS; p++)
-            for (int i = lane * 16; i < bytes; i += 32 * 16)
-                *(uint4 *)(v + p * PANEL + n * 128 + i) = make_uint4(0, 0, 0, 0);
+        const int lane = threadIdx.x % 32;
+        for (int key = n; key % 16; key++)
+            if (lane < 8 * C::PANELS)
+                *(uint4 *)(v + key / 8 * C::EIGHT + lane / 8 * 1024 + key % 8 * 128 +
+                           lane % 8 * 16) = make_uint4(0, 0, 0, 0);
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
         __syncwarp();
     }
@@ -208,20 +216,20 @@ template <int HD> struct asker {
         return row == NOWHERE ? -16 : row;
     }
 
-    __device__ void run(const item &w, const int32_t *blocks)
+    /* One warp has the item's queries and K, another one V: neither waits for the other's room. */
+    __device__ void run(const item &w, const int32_t *blocks, bool values)
     {
         const int32_t *block = blocks + w.block_start;
         int row = row_of(block, w.kv_head, w.first_tile, w.kv_len);
-        int row_next = row_of(block, w.kv_head, w.first_tile + 1, w.kv_len);
-        ask_k(row);
-        ask_queries(w);
         for (int t = w.first_tile; t < w.end_tile; t++) {
-            int row_later = row_of(block, w.kv_head, t + 2, w.kv_len);
-            if (t + 1 < w.end_tile)
-                ask_k(row_next);
-            ask_v(row, w.kv_len - t * ATTN_TILE);
+            int row_next = row_of(block, w.kv_head, t + 1, w.kv_len);
+            if (values)
+                ask_v(row, w.kv_len - t * ATTN_TILE);
+            else
+                ask_k(row);
+            if (!values && t == w.first_tile)
+                ask_queries(w);
             row = row_next;
-            row_next = row_later;
         }
     }
 };
@@ -275,8 +283,9 @@ template <int HD> struct multiplier {
 #pragma unroll
         for (int d = 0; d < HD / 16; d++) {
             int at = d / 4 * PANEL + d % 4 * 32;
-            wgmma<ATTN_TILE, false>::run(flat(s), box_descriptor(q + at), box_descriptor(k + at),
-                                         d > 0);
+            wgmma<ATTN_TILE, false>::run(
+                flat(s), box_descriptor(q + at),
+                box_descriptor(k + d / 4 * 1024 + d % 4 * 32, 16, C::EIGHT), d > 0);
         }
         wgmma_commit();
     }
@@ -302,7 +311,7 @@ template <int HD> struct multiplier {
         wgmma_begin();
 #pragma unroll
         for (int j = 0; j < ATTN_TILE / 16; j++)
-            wgmma_held<HD>::run(flat(o), p[j], box_descriptor(v + j * 16 * 128, PANEL),
+            wgmma_held<HD>::run(flat(o), p[j], box_descriptor(v + j * 2 * C::EIGHT, 1024, C::EIGHT),
                                 j > 0 || !first);
         wgmma_commit();
     }
@@ -422,13 +431,6 @@ template <int HD> struct multiplier {
         weigh_tile(s, t, raise, factor);
     }
 
-    /* What comes next does not begin before the weights are made: the assembler would move a wait
-     * for the tensor cores to before them, but moves none past a store. */
-    __device__ __forceinline__ void settle() const
-    {
-        *(volatile float *)(m.b->settled + threadIdx.x - GROUP_THREADS) = t.l[0] + t.l[1];
-    }
-
     /* The item after another one has its first scores made behind that one's last values. */
     __device__ __forceinline__ void run(bf16 *out)
     {
@@ -460,7 +462,6 @@ template <int HD> struct multiplier {
                 if (fresh)
                     end_chunk(f);
                 weigh(s, w, tile, raise);
-                settle();
                 wgmma_wait<0>();
                 end_values();
                 pack(s);
@@ -528,7 +529,7 @@ __device__ __forceinline__ void init_barriers(hopper_barriers *b)
     }
     for (int i = 0; i < ITEMS; i++) {
         barrier_init(b->item_full + i, 1);
-        barrier_init(b->item_empty + i, readers + 1);
+        barrier_init(b->item_empty + i, readers + 2);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -551,15 +552,17 @@ __global__ void __launch_bounds__(THREADS, 1)
     begin();
     if (threadIdx.x < GROUP_THREADS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        if (threadIdx.x < 32) {
+        if (threadIdx.x < 64) {
             asm volatile("fence.proxy.async.global;" ::: "memory");
-            asker<HD> ask = {m, queries, &q_map, &k_map, &v_map, shape, {0, 0}, {0, 0}, 0, 0};
+            asker<HD> ask = {
+                m, queries, &q_map, &k_map, &v_map, shape, {0, 0}, {0, 0}, shape.head_dim == HD,
+                0, 0};
             ring_place<ITEMS> at = {0, 0};
             while (take_item(m.b, at).n_tokens) {
-                ask.run(m.b->items[at.slot], a.block);
+                ask.run(m.b->items[at.slot], a.block, threadIdx.x >= 32);
                 give_back(m.b, at);
             }
-        } else if (threadIdx.x == 32) {
+        } else if (threadIdx.x == 64) {
             hand_out(m.b, a, shape, plan, parts);
         }
     } else {
@@ -572,10 +575,16 @@ __global__ void __launch_bounds__(THREADS, 1)
 #endif
 }
 
-/* Rows of the cache are heads of tokens; block numbers keep within it. */
-static bool kv_map(CUtensorMap *map, const void *data, int head_dim)
+/* Rows of the cache are heads of tokens; block numbers keep within it. Sixteen rows are a box,
+ * eight and eight of them, each by panels, if a head is as wide as its panels; or eight of a panel.
+ */
+template <int HD> static bool kv_map(CUtensorMap *map, const void *data, int head_dim)
 {
-    return rows_map(map, data, 1 << 30, head_dim, false, 16);
+    const cuuint64_t row = (cuuint64_t)head_dim * 2;
+    const cuuint64_t dim[4] = {64, 8, HD / 64, 1 << 27}, stride[3] = {row, 128, 8 * row};
+    const cuuint32_t box[4] = {64, 8, HD / 64, 2};
+    return head_dim == HD ? tensor_map(map, data, false, 4, dim, stride, box)
+                          : rows_map(map, data, 1 << 30, head_dim, false, 8);
 }
 
 /* The whole of an item in one box, if it has all heads of a group. */
@@ -604,7 +613,7 @@ static bool launch(cudaStream_t s, bf16 *out, const bf16 *qkv, const kv_cache &k
     const query_boxes queries = boxes_of(shape, plan);
     CUtensorMap q_map, k_map, v_map;
     if (!query_map(&q_map, qkv, a.n_tokens, shape, queries) ||
-        !kv_map(&k_map, kv.k, shape.head_dim) || !kv_map(&v_map, kv.v, shape.head_dim))
+        !kv_map<HD>(&k_map, kv.k, shape.head_dim) || !kv_map<HD>(&v_map, kv.v, shape.head_dim))
         return false;
     static bool allowed;
     if (!allowed)

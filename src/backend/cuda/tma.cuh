@@ -73,6 +73,15 @@ __device__ __forceinline__ void box_copy_3d(void *to, const CUtensorMap *map, in
                  : "memory");
 }
 
+/* A box that has the whole of the first three dimensions. */
+__device__ __forceinline__ void box_copy_4d(void *to, const CUtensorMap *map, int at, uint64_t *b)
+{
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %2, %2, %3}], [%4];" ::"r"(shared_address(to)),
+                 "l"(map), "r"(0), "r"(at), "r"(shared_address(b))
+                 : "memory");
+}
+
 /* A map of `n_dims` dimensions, the innermost one contiguous and in boxes of 128 bytes.
  * stride[i]: bytes from one index of dimension i + 1 to the next. */
 static inline bool tensor_map(CUtensorMap *map, const void *data, bool bytes, int n_dims,

@@ -9,12 +9,13 @@
 
 #include "backend/cuda/tma.cuh"
 
-/* Of a box at `address`: eights of rows are 1024 bytes apart. `leading`: bytes from one box to the
- * next where columns are what the product keeps. */
-__device__ __forceinline__ uint64_t box_descriptor(unsigned address, int leading = 16)
+/* Of a box at `address`, whose eights of rows are `stride` bytes apart. `leading`: bytes from one
+ * box to the next where columns are what the product keeps. */
+__device__ __forceinline__ uint64_t box_descriptor(unsigned address, int leading = 16,
+                                                   int stride = 1024)
 {
-    return (uint64_t)(address >> 4) | (uint64_t)(leading >> 4) << 16 | (uint64_t)64 << 32 |
-           (uint64_t)1 << 62;
+    return (uint64_t)(address >> 4) | (uint64_t)(leading >> 4) << 16 |
+           (uint64_t)(stride >> 4) << 32 | (uint64_t)1 << 62;
 }
 
 __device__ __forceinline__ void wgmma_begin()
