@@ -399,74 +399,103 @@ static void groups(void **state)
     cudaFree(starts);
 }
 
-/* norm -> product -> residual; norm -> gate and up -> activation: `rows` of them at once. */
-static void layer(bool fuse, int rows, float *h, void *x, void *y, void *z,
-                  const struct weight *square, const struct weight *gate_up,
-                  const struct norm *norm)
+/* norm -> product -> residual; norm -> gate and up -> activation -> product: `rows` at once. */
+struct layer_weights {
+    struct weight square, gate_up, down;
+    struct norm norm;
+};
+
+struct layer_data {
+    float *h;
+    void *x, *y, *z, *out;
+};
+
+static void layer(bool fuse, int rows, const struct layer_data *d, const struct layer_weights *w)
 {
-    int n = square->cols;
-    ops->add_norm(dev, x, h, NULL, 1, norm, rows, n);
+    int n = w->square.cols;
+    ops->add_norm(dev, d->x, d->h, NULL, 1, &w->norm, rows, n);
     if (!fuse)
         fuse_flush(dev);
-    ops->linear(dev, y, square, x, rows);
+    ops->linear(dev, d->y, &w->square, d->x, rows);
     if (!fuse)
         fuse_flush(dev);
-    ops->add_norm(dev, x, h, y, 0.5f, norm, rows, n);
+    ops->add_norm(dev, d->x, d->h, d->y, 0.5f, &w->norm, rows, n);
     if (!fuse)
         fuse_flush(dev);
-    ops->linear(dev, y, gate_up, x, rows);
+    ops->linear(dev, d->y, &w->gate_up, d->x, rows);
     if (!fuse)
         fuse_flush(dev);
-    ops->act(dev, z, y, ACT_SILU, true, rows, gate_up->rows / 2);
+    ops->act(dev, d->z, d->y, ACT_SILU, true, rows, w->down.cols);
+    ops->linear(dev, d->out, &w->down, d->z, rows);
+    fuse_flush(dev);
+}
+
+static struct weight layer_weight(bool e4m3, int rows, int cols, uint32_t seed)
+{
+    struct weight w = {.format = e4m3 ? W_FP8 : W_BF16, .rows = rows, .cols = cols};
+    w.data = take((size_t)rows * (size_t)cols, e4m3, seed);
+    w.scale = e4m3 ? take_f32((size_t)rows, 2e-4f, 1e-4f) : NULL;
+    return w;
+}
+
+static void weight_free(struct weight *w)
+{
+    cudaFree(w->data);
+    cudaFree((void *)w->scale);
 }
 
 static void fused(void **state)
 {
     enum { ROWS = 128 };
     static const int ms[] = {1, 2, 3, 8, 9, 16, 17, 32, 33, 64, 100, ROWS};
-    const int n = 2048, ffn = 5632;
+    const int n = 2048, ffn = 5680;
     const size_t width = (size_t)n, wide = (size_t)ffn;
     (void)state;
-    struct weight square = {.format = W_BF16, .rows = n, .cols = n};
-    struct weight gate_up = {.format = W_BF16, .rows = 2 * ffn, .cols = n};
-    square.data = take(width * width, false, 5);
-    gate_up.data = take(width * 2 * wide, false, 6);
     float *bias = take_f32(width, 0, 2);
-    for (int with = 0; with < 2; with++) {
-        square.bias = with ? bias : NULL;
-        struct norm norm = {.w = take_f32(width, 0, 2), .eps = 1e-5f, .rms = !with};
-        void *x[2], *y[2], *z[2];
-        float *h[2];
-        for (int i = 0; i < 2; i++) {
-            x[i] = on_device(NULL, ROWS * width * 2);
-            y[i] = on_device(NULL, ROWS * 2 * wide * 2);
-            z[i] = on_device(NULL, ROWS * wide * 2);
-        }
-        h[0] = take_f32(ROWS * width, 0, 2);
-        layer(false, ROWS, h[0], x[0], y[0], z[0], &square, &gate_up, &norm);
+    for (int way = 0; way < 4; way++) {
+        const bool with = way & 1, e4m3 = way & 2;
+        struct layer_weights w = {.square = layer_weight(e4m3, n, n, 5),
+                                  .gate_up = layer_weight(e4m3, 2 * ffn, n, 6),
+                                  .down = layer_weight(e4m3, n, ffn, 7),
+                                  .norm = {.w = take_f32(width, 0, 2), .eps = 1e-5f, .rms = !with}};
+        w.square.bias = with ? bias : NULL;
+        dev->fp8_cols = e4m3 ? ffn : 0;
+        assert_int_equal(coded_reserve(dev, ROWS, NULL), SL_OK);
+        struct layer_data d[2];
+        for (int i = 0; i < 2; i++)
+            d[i] = (struct layer_data){
+                take_f32(ROWS * width, 0, 2), on_device(NULL, ROWS * width * 2),
+                on_device(NULL, ROWS * 2 * wide * 2), on_device(NULL, ROWS * wide * 2),
+                on_device(NULL, ROWS * width * 2)};
+        layer(false, ROWS, &d[0], &w);
         for (size_t i = 0; i < sizeof ms / sizeof *ms; i++) {
             size_t m = (size_t)ms[i];
-            h[1] = take_f32(ROWS * width, 0, 2);
-            poison(x[1], ROWS * width * 2);
-            poison(z[1], ROWS * wide * 2);
-            layer(true, ms[i], h[1], x[1], y[1], z[1], &square, &gate_up, &norm);
-            same(h[1], h[0], m * width * 4, m * width * 4, "the residual", CHOSEN, ms[i]);
-            same(x[1], x[0], m * width * 2, ROWS * width * 2, "the norm", CHOSEN, ms[i]);
-            same(z[1], z[0], m * wide * 2, ROWS * wide * 2, "the activation", CHOSEN, ms[i]);
-            cudaFree(h[1]);
+            cudaFree(d[1].h);
+            d[1].h = take_f32(ROWS * width, 0, 2);
+            poison(d[1].x, ROWS * width * 2);
+            poison(d[1].z, ROWS * wide * 2);
+            poison(d[1].out, ROWS * width * 2);
+            layer(true, ms[i], &d[1], &w);
+            same(d[1].h, d[0].h, m * width * 4, m * width * 4, "the residual", CHOSEN, ms[i]);
+            same(d[1].x, d[0].x, m * width * 2, ROWS * width * 2, "the norm", CHOSEN, ms[i]);
+            same(d[1].z, d[0].z, m * wide * 2, ROWS * wide * 2, "the activation", CHOSEN, ms[i]);
+            same(d[1].out, d[0].out, m * width * 2, ROWS * width * 2, "the end", CHOSEN, ms[i]);
         }
-        cudaFree((void *)norm.w);
-        cudaFree(h[0]);
         for (int i = 0; i < 2; i++) {
-            cudaFree(x[i]);
-            cudaFree(y[i]);
-            cudaFree(z[i]);
+            cudaFree(d[i].h);
+            cudaFree(d[i].x);
+            cudaFree(d[i].y);
+            cudaFree(d[i].z);
+            cudaFree(d[i].out);
         }
+        cudaFree((void *)w.norm.w);
+        weight_free(&w.square);
+        weight_free(&w.gate_up);
+        weight_free(&w.down);
+        print_message("%s: fused and not, the same bits\n", e4m3 ? "e4m3" : "bf16");
     }
-    cudaFree(square.data);
-    cudaFree(gate_up.data);
+    dev->fp8_cols = 0;
     cudaFree(bias);
-    print_message("fused and not: the same bits\n");
 }
 
 /* ---- fast ------------------------------------------------------------------------------------
@@ -480,6 +509,12 @@ struct timed {
     int n_w, m;
     bool own, gated;
 };
+
+/* Few FP8 rows are made from bf16 as the product begins. */
+static bool makes_codes(const struct timed *t)
+{
+    return t->p.e4m3 && t->m <= FP8_NARROW_MAX;
+}
 
 static double microseconds(const struct timed *t)
 {
@@ -495,6 +530,8 @@ static double microseconds(const struct timed *t)
             struct weight w = {.format = W_BF16, .rows = t->p.rows, .cols = t->p.cols};
             k.w = w.data = t->w[i % t->n_w];
             k.gated = t->gated;
+            if (makes_codes(t))
+                k.x_scale = NULL;
             if (t->own)
                 product_run(dev, &k);
             else
@@ -544,6 +581,10 @@ static struct timed timed(bool e4m3, int s, int m)
     t.p = problem(e4m3, of_layer[s].rows, of_layer[s].cols, m, 1);
     size_t bytes = (size_t)t.p.rows * (size_t)t.p.cols * (e4m3 ? 1 : 2);
     t.w[0] = t.p.w;
+    if (makes_codes(&t)) {
+        cudaFree(t.p.x);
+        t.p.x = take((size_t)m * (size_t)t.p.cols, false, 2);
+    }
     for (int i = 1; i < t.n_w; i++) {
         t.w[i] = on_device(NULL, bytes);
         cudaMemcpy(t.w[i], t.p.w, bytes, cudaMemcpyDeviceToDevice);

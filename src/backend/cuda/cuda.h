@@ -171,13 +171,14 @@ bool launch_attention_hopper(cuda_stream s, void *out, const void *qkv, const st
                              const struct attn_plan *plan);
 
 /* ---- narrow.cu, wide.cu ---------------------------------------------------------------------- */
-/* Rows of x: where wide.cu begins; that narrow.cu norms itself; where cuBLASLt's bf16 is faster. */
-enum { NARROW_MAX = 16, NARROW_NORM_MAX = 2, WIDE_BF16_MAX = 128 };
+/* Rows of x: where wide.cu begins; that narrow.cu norms itself; that fp8_narrow.cu takes; where
+ * cuBLASLt's bf16 is faster. */
+enum { NARROW_MAX = 16, NARROW_NORM_MAX = 2, FP8_NARROW_MAX = 2, WIDE_BF16_MAX = 128 };
 /* y[m, rows] = x[m, cols] W^T. What is not used is zero. */
 struct narrow_args {
     const void *w; /* [rows, cols] bf16, or e4m3 if w_scale */
     int rows, cols;
-    const void *x; /* [m, cols] of the same type */
+    const void *x; /* [m, cols] of the same type; bf16 for fp8_narrow.cu, which has no x_scale */
     int m;
     const float *w_scale, *x_scale; /* e4m3: of each row of W, [rows], and of x, [m] */
     const float *h;                 /* not NULL: x is the norm of it, and goes to x_out too */
@@ -200,6 +201,8 @@ struct narrow_args {
 };
 /* bf16, cols % 16 == 0, up to NARROW_MAX rows, no groups. false: the tensor maps were refused. */
 bool launch_narrow(cuda_stream s, const struct narrow_args *a, int n_sms);
+/* e4m3, cols % 16 == 0, up to FP8_NARROW_MAX rows of bf16 or of a norm, no groups. */
+bool launch_fp8_narrow(cuda_stream s, const struct narrow_args *a, int n_sms);
 /* Any number of rows. bf16: cols % 8 == 0; e4m3: cols % 16 == 0. h is not for it. tile: which of
  * its kernels, all of the same bits; -1: the one that suits the shape. */
 bool launch_wide(cuda_stream s, const struct narrow_args *a, int n_sms, int tile);

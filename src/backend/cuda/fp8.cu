@@ -6,38 +6,16 @@
 
 static const int THREADS = 256;
 
-/* One block a row, eights of values a thread: up to HELD of them stay in registers between the
- * search for the largest and the rounding. n % 8 == 0. */
+/* One block a row. */
 __global__ void __launch_bounds__(THREADS)
     quantize_kernel(unsigned char *q, float *scale, const bf16 *x, int n)
 {
-    const int HELD = 8, STEP = THREADS * 8;
     begin();
-    x += (size_t)blockIdx.x * n;
     q += (size_t)blockIdx.x * n;
-    bf16x8 v[HELD];
-    unsigned top = 0;
-#pragma unroll
-    for (int j = 0; j < HELD; j++) {
-        int i = threadIdx.x * 8 + j * STEP;
-        if (i < n) {
-            v[j] = *(const bf16x8 *)(x + i);
-            top = top8(top, v[j]);
-        }
-    }
-    for (int i = threadIdx.x * 8 + HELD * STEP; i < n; i += STEP)
-        top = top8(top, *(const bf16x8 *)(x + i));
-    const float s = code_scale(block_top(top)), inv = __frcp_rn(s);
+    const float s = codes_of(x + (size_t)blockIdx.x * n, n,
+                             [&](int i, uint2 codes) { *(uint2 *)(q + i) = codes; });
     if (threadIdx.x == 0)
         scale[blockIdx.x] = s;
-#pragma unroll
-    for (int j = 0; j < HELD; j++) {
-        int i = threadIdx.x * 8 + j * STEP;
-        if (i < n)
-            *(uint2 *)(q + i) = code8(v[j], inv);
-    }
-    for (int i = threadIdx.x * 8 + HELD * STEP; i < n; i += STEP)
-        *(uint2 *)(q + i) = code8(*(const bf16x8 *)(x + i), inv);
 }
 
 extern "C" void launch_quantize(cuda_stream s, const struct coded *out, const void *x, int rows,

@@ -61,4 +61,34 @@ __device__ __forceinline__ float block_top(unsigned top)
     return __uint_as_float(top << 16);
 }
 
+/* A row of n bf16 by 256 threads: put(i, codes) takes eights of codes from column i on. Up to HELD
+ * eights of values a thread stay in registers between the search for the largest and the rounding.
+ * n % 8 == 0. Returns the scale. */
+template <class P> __device__ __forceinline__ float codes_of(const bf16 *x, int n, P put)
+{
+    const int HELD = 8, STEP = 256 * 8;
+    bf16x8 v[HELD];
+    unsigned top = 0;
+#pragma unroll
+    for (int j = 0; j < HELD; j++) {
+        int i = threadIdx.x * 8 + j * STEP;
+        if (i < n) {
+            v[j] = *(const bf16x8 *)(x + i);
+            top = top8(top, v[j]);
+        }
+    }
+    for (int i = threadIdx.x * 8 + HELD * STEP; i < n; i += STEP)
+        top = top8(top, *(const bf16x8 *)(x + i));
+    const float s = code_scale(block_top(top)), inv = __frcp_rn(s);
+#pragma unroll
+    for (int j = 0; j < HELD; j++) {
+        int i = threadIdx.x * 8 + j * STEP;
+        if (i < n)
+            put(i, code8(v[j], inv));
+    }
+    for (int i = threadIdx.x * 8 + HELD * STEP; i < n; i += STEP)
+        put(i, code8(*(const bf16x8 *)(x + i), inv));
+    return s;
+}
+
 #endif

@@ -6,7 +6,8 @@
  * product: the product norms its own input, or the norm writes e4m3 for an FP8 product. product +
  * gated activation: the product does it as it writes; with few rows also product + residual
  * addition (with many, the norm behind it adds for less), and so does a mixture of experts.
- * Anything else launches what is held first. Bits are the same either way (narrow.cu, wide.cu).
+ * Anything else launches what is held first. A row or two become e4m3 in the FP8 product itself.
+ * Bits are the same either way (narrow.cu, wide.cu, fp8_narrow.cu).
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/device.h"
 
@@ -34,8 +35,9 @@ void cuda_mapped(struct device *d, bool launched)
 void product_run(struct device *d, const struct narrow_args *a)
 {
     d->held.kind = HELD_NOTHING;
-    bool launched = is_narrow(a) ? launch_narrow(d->stream, a, d->n_sms)
-                                 : launch_wide(d->stream, a, d->n_sms, -1);
+    bool launched = is_narrow(a)                ? launch_narrow(d->stream, a, d->n_sms)
+                    : a->w_scale && !a->x_scale ? launch_fp8_narrow(d->stream, a, d->n_sms)
+                                                : launch_wide(d->stream, a, d->n_sms, -1);
     cuda_mapped(d, launched);
     cuda_note(d, "a product");
 }
@@ -88,13 +90,15 @@ struct narrow_args fuse_input(struct device *d, const struct weight *w, const vo
     const struct held *h = &d->held;
     struct narrow_args a = {
         .w = w->data, .rows = w->rows, .cols = w->cols, .x = x, .m = rows, .bias = w->bias};
-    if (w->format == W_FP8) {
+    const bool few =
+        w->format == W_FP8 ? rows <= FP8_NARROW_MAX : rows <= NARROW_NORM_MAX && is_narrow(&a);
+    if (w->format == W_FP8)
+        a.w_scale = w->scale;
+    if (w->format == W_FP8 && !few) {
         code_rows(d, x, rows, w->cols);
         a.x = d->coded.q;
         a.x_scale = d->coded.scale;
-        a.w_scale = w->scale;
-    } else if (h->kind == HELD_NORM && h->a.x_out == x && !h->add && !h->plain &&
-               rows <= NARROW_NORM_MAX && is_narrow(&a)) {
+    } else if (few && h->kind == HELD_NORM && h->a.x_out == x && !h->add && !h->plain) {
         a.h = h->a.h;
         a.x_out = h->a.x_out;
         a.norm = h->a.norm;

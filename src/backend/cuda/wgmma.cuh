@@ -18,6 +18,13 @@ __device__ __forceinline__ uint64_t box_descriptor(unsigned address, int leading
            (uint64_t)(stride >> 4) << 32 | (uint64_t)1 << 62;
 }
 
+/* Of the few rows of a first operand of which all lie in eights of sixteen bytes: chunk c of row r
+ * at c * `pitch` + r * 16. Rows that are not there are what follows, once for each eight. */
+__device__ __forceinline__ uint64_t few_descriptor(unsigned address, int pitch)
+{
+    return (uint64_t)(address >> 4) | (uint64_t)(pitch >> 4) << 16;
+}
+
 __device__ __forceinline__ void wgmma_begin()
 {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
