@@ -39,7 +39,8 @@ template <bool E4M3_, int GROUPS_, int N_, int BOXES_, int CLUSTER_> struct wide
     /* Eights of columns that a warp writes at once, and where it turns them into rows. */
     static const int EIGHTS = N % 64 == 0 ? 8 : N % 32 == 0 ? 4 : 2;
     static const int OUT_STRIDE = EIGHTS * 16 + 16, OUT_BYTES = 16 * OUT_STRIDE;
-    static const int FIT = (SHARED_MAX - 2048 - GROUPS * 4 * OUT_BYTES) / STAGE;
+    static const int FIT =
+        (SHARED_MAX - 2048 - (E4M3 ? 2 * GROUPS * N * 4 : 0) - GROUPS * 4 * OUT_BYTES) / STAGE;
     static const int STAGES = FIT < RING_MAX ? FIT : RING_MAX;
     static const int SHARED = 1024 + STAGES * STAGE + GROUPS * 4 * OUT_BYTES;
     static_assert(STAGES >= 3 && N / CLUSTER % 8 == 0 && N / 8 % EIGHTS == 0, "");
@@ -237,6 +238,7 @@ template <class C> struct wide_writer {
     const narrow_args &a;
     unsigned char *stage; /* this warp's */
     int row, end, col, group, out_cols;
+    float x_scale[2], w_scale[2];
 
     /* Eight outputs from column c on, as bf16. */
     __device__ __forceinline__ void add_bias(bf16x8 &v, int c) const
@@ -365,32 +367,43 @@ template <class C> struct wide_writer {
         return !a.gated ? col + c : col / 2 + (c < half ? c : out_cols + c - half);
     }
 
-    /* e4m3: accumulators become values. */
-    __device__ __forceinline__ void scale(float (&d)[C::N / 2]) const
+    /* Before the tile's products, so that they hide the time that it takes: this thread's rows'
+     * scales, and its share of the columns'. */
+    __device__ __forceinline__ void load_scales()
     {
-        const int lane = threadIdx.x % 32;
-        float x[2];
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            int r = row + lane / 4 + 8 * h;
-            x[h] = r < end ? a.x_scale[r] : 0.f;
+            int r = row + (int)threadIdx.x % 32 / 4 + 8 * h;
+            x_scale[h] = r < end ? a.x_scale[r] : 0.f;
+            int c = threadIdx.x % 128 + 128 * h, w = c < C::N ? w_row(c) : a.rows;
+            w_scale[h] = w < a.rows ? a.w_scale[(size_t)group * a.rows + w] : 0.f;
         }
-#pragma unroll
-        for (int j = 0; j < C::N / 8; j++)
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                int c = w_row(j * 8 + lane % 4 * 2 + i);
-                float w = c < a.rows ? a.w_scale[(size_t)group * a.rows + c] : 0.f;
-#pragma unroll
-                for (int h = 0; h < 2; h++)
-                    d[4 * j + 2 * h + i] = __fmul_rn(__fmul_rn(d[4 * j + 2 * h + i], x[h]), w);
-            }
     }
 
-    __device__ __forceinline__ void run(float (&d)[C::N / 2]) const
+    /* e4m3: accumulators become values. `columns` are the warpgroup's, of every other tile. */
+    __device__ __forceinline__ void scale(float (&d)[C::N / 2], float *columns) const
+    {
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+            if ((int)threadIdx.x % 128 + 128 * h < C::N)
+                columns[threadIdx.x % 128 + 128 * h] = w_scale[h];
+        asm volatile("bar.sync %0, 128;" ::"r"((int)threadIdx.x / 128 + 1) : "memory");
+#pragma unroll
+        for (int j = 0; j < C::N / 8; j++) {
+            float2 w = *(const float2 *)(columns + j * 8 + threadIdx.x % 4 * 2);
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                float *v = d + 4 * j + 2 * h;
+                v[0] = __fmul_rn(__fmul_rn(v[0], x_scale[h]), w.x);
+                v[1] = __fmul_rn(__fmul_rn(v[1], x_scale[h]), w.y);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void run(float (&d)[C::N / 2], float *columns) const
     {
         if (C::E4M3)
-            scale(d);
+            scale(d, columns);
         if (a.out_f32)
             run_f32(d);
         else if (a.gated)
@@ -405,6 +418,7 @@ template <class C> struct wide_multiplier {
     const narrow_args &a;
     unsigned ring;
     unsigned char *out;
+    float *scales; /* [2][GROUPS][N]: of W's rows, of this tile and the one before */
     wide_ring &b;
     int n_stages, wg;
 
@@ -438,11 +452,21 @@ template <class C> struct wide_multiplier {
     {
         tile_walk<C> walk(a);
         tile at;
-        int slot = 0, phase = 0;
+        int slot = 0, phase = 0, odd = 0;
         wait_for_dependencies();
         while (walk.next(at)) {
+            const int warp = threadIdx.x / 32 % 4;
+            wide_writer<C> to = {a,
+                                 out + (wg * 4 + warp) * C::OUT_BYTES,
+                                 at.x + wg * 64 + warp * 16,
+                                 at.x_end,
+                                 at.w,
+                                 at.group,
+                                 a.gated ? a.rows / 2 : a.rows};
             float d[C::N / 2];
             int before = 0;
+            if (C::E4M3)
+                to.load_scales();
             for (int k = 0; k < n_stages; k++) {
                 barrier_wait(b.full + slot, phase);
                 stage(d, slot, k == 0);
@@ -457,15 +481,8 @@ template <class C> struct wide_multiplier {
             }
             wgmma_wait<0>();
             release(before);
-            const int warp = threadIdx.x / 32 % 4;
-            wide_writer<C> to = {a,
-                                 out + (wg * 4 + warp) * C::OUT_BYTES,
-                                 at.x + wg * 64 + warp * 16,
-                                 at.x_end,
-                                 at.w,
-                                 at.group,
-                                 a.gated ? a.rows / 2 : a.rows};
-            to.run(d);
+            to.run(d, scales + (odd * C::GROUPS + wg) * C::N);
+            odd ^= 1;
         }
     }
 };
@@ -484,6 +501,7 @@ __global__ void __launch_bounds__(C::THREADS, 1) IN_CLUSTERS_OF(C::CLUSTER)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ unsigned char raw_shared[];
     __shared__ wide_ring b;
+    __shared__ __align__(16) float scales[C::E4M3 ? 2 * C::GROUPS * C::N : 1];
     const int wg = threadIdx.x / 128, rank = blockIdx.x % C::CLUSTER;
     const int n_stages = up(a.cols, C::BOX * C::BOXES);
     const unsigned pad = (1024 - shared_address(raw_shared) % 1024) % 1024;
@@ -512,7 +530,8 @@ __global__ void __launch_bounds__(C::THREADS, 1) IN_CLUSTERS_OF(C::CLUSTER)
     } else {
         if (C::GROUPS == 2)
             asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        wide_multiplier<C> m = {a, ring, raw_shared + pad + C::STAGES * C::STAGE, b, n_stages, wg};
+        wide_multiplier<C> m = {a,        ring, raw_shared + pad + C::STAGES * C::STAGE, scales, b,
+                                n_stages, wg};
         m.run();
     }
     __syncwarp();
