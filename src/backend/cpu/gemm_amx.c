@@ -33,7 +33,7 @@ struct block {
     size_t x_stride;
     const char *w;
     int steps;
-    bool zero;
+    bool zero, many;   /* many: rows, which meet weights that are in level 2 */
     const char *ahead; /* weights that are fetched, `lines` a step; or NULL */
     int lines;
 };
@@ -72,6 +72,15 @@ INLINE void block_fetch(const struct block *b, int i)
         _mm_prefetch(w + (size_t)j * 64, _MM_HINT_T1);
 }
 
+/* What a tile's next load reads comes to level 1 with ordinary instructions: where tiles are slow,
+ * a load that misses is slower still. */
+INLINE void fetch_near(const char *p, size_t stride)
+{
+    UNROLL
+    for (int r = 0; r < ROWS; r++)
+        _mm_prefetch(p + (size_t)r * stride, _MM_HINT_T0);
+}
+
 INLINE void block_multiply(const struct block *b, const bool bf16, const bool two)
 {
     const char *x = b->x, *x2 = b->x + ROWS * b->x_stride, *w = b->w;
@@ -80,6 +89,10 @@ INLINE void block_multiply(const struct block *b, const bool bf16, const bool tw
         TILE_LOAD(4, x, b->x_stride);
         TILE_LOAD(6, w, PANEL * 4);
         TILE_LOAD(7, w + 64, PANEL * 4);
+        if (two)
+            fetch_near(x + 64, b->x_stride);
+        if (b->many)
+            fetch_near(w + STEP_BYTES, PANEL * 4);
         if (bf16) {
             TILE_DP_BF16(0, 4, 6);
             TILE_DP_BF16(1, 4, 7);
@@ -88,9 +101,12 @@ INLINE void block_multiply(const struct block *b, const bool bf16, const bool tw
             TILE_DP_S8U8(1, 4, 7);
         }
         block_fetch(b, i);
+        if (b->many)
+            fetch_near(w + STEP_BYTES + 64, PANEL * 4);
         if (!two)
             continue;
         TILE_LOAD(5, x2, b->x_stride);
+        fetch_near(x2 + 64, b->x_stride);
         if (bf16) {
             TILE_DP_BF16(2, 5, 6);
             TILE_DP_BF16(3, 5, 7);
@@ -134,7 +150,8 @@ INLINE void range_multiply(const struct range *s, const bool bf16, const bool tw
     struct block b = {.ldc = g->ldc * sizeof(float),
                       .x_stride = g->x_stride,
                       .steps = s->steps,
-                      .zero = g->first && s->step == 0};
+                      .zero = g->first && s->step == 0,
+                      .many = g->rows > FEW_ROWS};
     for (int r = s->r0; r < s->r1; r += height) {
         b.x = g->x + r * g->x_stride + (size_t)s->step * 64;
         for (int half = 0; half < 2; half++, i++) {
