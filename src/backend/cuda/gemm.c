@@ -3,11 +3,17 @@
  * Only cuBLASLt kernels that do not split K are taken (cuda.h says why that keeps the row
  * contract): once for each shape and power-of-two class of rows, the fastest of its heuristic's
  * first few, and kept. They are tried on the product that is asked for: the heuristic counts on
- * split K, and its order without may be ten times off. All of them give the same bits, so which one
- * wins cannot be seen but in time. --fast-nondeterministic takes those that split K too: then a
- * row's bits depend on how many rows there are.
+ * split K, and its order without may be ten times off. Which one wins must not be seen but in time:
+ * where a kernel of ours takes fewer rows of the same W, only those with its bits are taken, as some
+ * walk a K that is no multiple of 16 otherwise. --fast-nondeterministic takes any, and those that
+ * split K: then a row's bits depend on how many rows there are.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/device.h"
+
+#include "base/mem.h"
+
+#include <stdlib.h>
+#include <string.h>
 
 static const size_t WORKSPACE_BYTES = (size_t)32 << 20;
 
@@ -106,10 +112,37 @@ static float try_out(struct device *d, const struct layouts *l, const cublasLtMa
     return ms;
 }
 
+/* y is what a kernel made of x: are its first rows those of our own product? */
+static bool bits_are_ours(struct device *d, const void *y, bool out_f32, const struct weight *w,
+                          const void *x, int m)
+{
+    const int rows = m < 2 ? m : 2;
+    const size_t row = (size_t)w->rows * (out_f32 ? sizeof(float) : sizeof(uint16_t)),
+                 bytes = (size_t)rows * row;
+    if (!product_takes(d, w, rows) || bytes > WORKSPACE_BYTES)
+        return true; /* nothing to compare with */
+    product_run(d, &(struct narrow_args){.w = w->data,
+                                         .rows = w->rows,
+                                         .cols = w->cols,
+                                         .x = x,
+                                         .m = rows,
+                                         .y = d->workspace,
+                                         .out_f32 = out_f32,
+                                         .scale = 1});
+    char *got = mem_alloc(2, bytes), *want = got + bytes;
+    bool same =
+        cudaMemcpyAsync(got, y, bytes, cudaMemcpyDeviceToHost, d->stream) == cudaSuccess &&
+        cudaMemcpyAsync(want, d->workspace, bytes, cudaMemcpyDeviceToHost, d->stream) ==
+            cudaSuccess &&
+        cudaStreamSynchronize(d->stream) == cudaSuccess && memcmp(got, want, bytes) == 0;
+    free(got);
+    return same;
+}
+
 /* l is of m rows, `of_class` of the class's. */
 static enum sl_status choose(struct device *d, const struct layouts *of_class, int m,
-                             const struct layouts *l, void *y, const void *w, const void *x,
-                             cublasLtMatmulAlgo_t *algo, struct sl_err *err)
+                             const struct layouts *l, void *y, bool out_f32, const struct weight *w,
+                             const void *x, cublasLtMatmulAlgo_t *algo, struct sl_err *err)
 {
     enum { N = 32 };
     cublasLtMatmulHeuristicResult_t found[N];
@@ -132,7 +165,9 @@ static enum sl_status choose(struct device *d, const struct layouts *of_class, i
     for (int i = 0; i < n && n_tried < (m > 256 ? 4 : N); i++) {
         if (found[i].state != CUBLAS_STATUS_SUCCESS || (!d->fast && splits_k(&found[i].algo)))
             continue;
-        float ms = try_out(d, l, &found[i].algo, y, w, x);
+        float ms = try_out(d, l, &found[i].algo, y, w->data, x);
+        if (!d->fast && !bits_are_ours(d, y, out_f32, w, x, m))
+            continue;
         if (ms < best) {
             best = ms;
             *algo = found[i].algo;
@@ -141,7 +176,7 @@ static enum sl_status choose(struct device *d, const struct layouts *of_class, i
     }
     if (n_tried)
         return SL_OK;
-    return SL_FAIL(err, SL_EDEVICE, "cuBLASLt has no kernel for this product that keeps K whole");
+    return SL_FAIL(err, SL_EDEVICE, "cuBLASLt has no kernel for this product in our order of sums");
 }
 
 /* Below 64 rows the heuristic offers nothing fast without split K; its choices for 64 run there. */
@@ -172,7 +207,7 @@ static const cublasLtMatmulAlgo_t *choice_for(struct device *d, const struct lay
     struct layouts l;
     enum sl_status st = layouts_init(&l, out_f32, w, m_class, err);
     if (st == SL_OK)
-        st = choose(d, &l, m, of_m, y, w->data, x, &c->algo, err);
+        st = choose(d, &l, m, of_m, y, out_f32, w, x, &c->algo, err);
     layouts_fini(&l);
     if (st)
         return NULL;
