@@ -548,9 +548,10 @@ static bool rows_are_themselves(const struct device *d, int first, int n)
 static void cuda_logits(struct device *d, float *logits, const struct weight *w, const void *x,
                         int first, int n, float scale, float softcap)
 {
-    size_t bytes = (size_t)n * (size_t)w->cols * 2;
+    size_t row_bytes = (size_t)w->cols * 2;
     fuse_flush(d);
-    if (bytes > d->gathered_bytes) { /* grows during warm-up only */
+    if ((size_t)n * row_bytes > d->gathered_bytes) { /* once: taking it waits for the device */
+        size_t bytes = (size_t)d->batch->limits.max_logits * row_bytes;
         cudaFree(d->gathered);
         d->gathered_bytes = cudaMalloc(&d->gathered, bytes) == cudaSuccess ? bytes : 0;
         cuda_note(d, "memory for rows of logits");
