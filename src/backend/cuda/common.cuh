@@ -60,20 +60,28 @@ __device__ __forceinline__ float normed(float v, float mean, float factor, const
 /* One row of n values by 256 threads: thread t owns elements t, t + 256, ... Loads of up to
  * ROW_IN_REGISTERS of them are under way at once, weights even before the row is there; sums go
  * over a thread's elements in order, then in the tree of block_sum. */
-static const int ROW_IN_REGISTERS = 16;
+static const int ROW_IN_REGISTERS = 20, SHORT_ROW = 16; /* what most models need */
 
 struct row_norm {
     float v[ROW_IN_REGISTERS], w[ROW_IN_REGISTERS];
+
+    /* f(j, i): value j of this thread's is the row's i-th, or beyond its end. */
+    template <class F> static __device__ __forceinline__ void each(int n, F f)
+    {
+#pragma unroll
+        for (int j = 0; j < SHORT_ROW; j++)
+            f(j, threadIdx.x + j * 256);
+        if (n > SHORT_ROW * 256)
+#pragma unroll
+            for (int j = SHORT_ROW; j < ROW_IN_REGISTERS; j++)
+                f(j, threadIdx.x + j * 256);
+    }
 
     __device__ __forceinline__ void load_weights(const norm_args &k, int n)
     {
         if (n > ROW_IN_REGISTERS * 256)
             return;
-#pragma unroll
-        for (int j = 0; j < ROW_IN_REGISTERS; j++) {
-            int i = threadIdx.x + j * 256;
-            w[j] = k.w && i < n ? k.w[i] : 1.f;
-        }
+        each(n, [&](int j, int i) { w[j] = k.w && i < n ? k.w[i] : 1.f; });
     }
 
     /* h += add * scale, and that is the row; every load is under way before the first store.
@@ -83,19 +91,15 @@ struct row_norm {
         bf16 more[ROW_IN_REGISTERS];
         if (n > ROW_IN_REGISTERS * 256)
             return false;
-#pragma unroll
-        for (int j = 0; j < ROW_IN_REGISTERS; j++) {
-            int i = threadIdx.x + j * 256;
+        each(n, [&](int j, int i) {
             v[j] = i < n ? h[i] : 0.f;
             more[j] = i < n ? add[i] : to_bf(0.f);
-        }
-#pragma unroll
-        for (int j = 0; j < ROW_IN_REGISTERS; j++) {
-            int i = threadIdx.x + j * 256;
+        });
+        each(n, [&](int j, int i) {
             v[j] = __fmaf_rn(to_f(more[j]), scale, v[j]);
             if (i < n)
                 h[i] = v[j];
-        }
+        });
         return true;
     }
 
@@ -107,16 +111,10 @@ struct row_norm {
         const bool held = n <= ROW_IN_REGISTERS * 256;
         float sum = 0, mean = 0;
         if (held && !taken)
-#pragma unroll
-            for (int j = 0; j < ROW_IN_REGISTERS; j++) {
-                int i = threadIdx.x + j * 256;
-                v[j] = i < n ? get(i) : 0.f;
-            }
+            each(n, [&](int j, int i) { v[j] = i < n ? get(i) : 0.f; });
         if (!k.rms) {
             if (held)
-#pragma unroll
-                for (int j = 0; j < ROW_IN_REGISTERS; j++)
-                    sum = __fadd_rn(sum, v[j]); /* what is not there adds zero */
+                each(n, [&](int j, int) { sum = __fadd_rn(sum, v[j]); }); /* beyond the end: 0 */
             else
                 for (int i = threadIdx.x; i < n; i += 256)
                     sum = __fadd_rn(sum, get(i));
@@ -124,11 +122,10 @@ struct row_norm {
         }
         sum = 0;
         if (held)
-#pragma unroll
-            for (int j = 0; j < ROW_IN_REGISTERS; j++) {
+            each(n, [&](int j, int i) {
                 float d = __fsub_rn(v[j], mean);
-                sum = threadIdx.x + j * 256 < n ? __fmaf_rn(d, d, sum) : sum;
-            }
+                sum = i < n ? __fmaf_rn(d, d, sum) : sum;
+            });
         else
             for (int i = threadIdx.x; i < n; i += 256) {
                 float d = __fsub_rn(get(i), mean);
@@ -136,13 +133,11 @@ struct row_norm {
             }
         float factor = rsqrtf(block_sum<256>(sum, scratch) / n + k.eps);
         if (held)
-#pragma unroll
-            for (int j = 0; j < ROW_IN_REGISTERS; j++) {
-                int i = threadIdx.x + j * 256;
+            each(n, [&](int j, int i) {
                 if (i < n)
                     put(i,
                         shifted(__fmul_rn(__fmul_rn(__fsub_rn(v[j], mean), factor), w[j]), k, i));
-            }
+            });
         else
             for (int i = threadIdx.x; i < n; i += 256)
                 put(i, normed(get(i), mean, factor, k, i));
