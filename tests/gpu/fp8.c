@@ -139,7 +139,8 @@ static void norms_write_codes(void **state)
         const struct norm_args norm = {.eps = 1e-5f, .rms = w != 1};
         for (int i = 0; i < 2; i++) {
             put(h_dev, h, total * sizeof *h);
-            launch_add_norm(dev->stream, x_dev, h_dev, add, 1, &norm, ROWS, n, i ? &to : NULL);
+            launch_add_norm(dev->stream, x_dev, h_dev, add, 1, NULL, &norm, ROWS, n,
+                            i ? &to : NULL);
             fetch(x[i], x_dev, total * 2);
         }
         fetch(q, to.q, total);

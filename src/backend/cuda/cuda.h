@@ -103,9 +103,10 @@ void launch_embed_types(cuda_stream s, float *h, const void *types, const struct
 void launch_residual(cuda_stream s, float *h, const void *x, size_t n);
 /* n bf16 within +- width, those that model/dummy.c makes of `key`. */
 void launch_make_up(cuda_stream s, void *out, size_t n, uint64_t key, float width);
-/* coded: where x goes as e4m3 too, or NULL; then n % 8 == 0. */
+/* post: norms what is added, or NULL. coded: where x goes as e4m3 too, or NULL; then n % 8 == 0. */
 void launch_add_norm(cuda_stream s, void *x, float *h, const void *add, float add_scale,
-                     const struct norm_args *norm, int rows, int n, const struct coded *coded);
+                     const struct norm_args *post, const struct norm_args *norm, int rows, int n,
+                     const struct coded *coded);
 /* Rows are `stride` values apart. */
 void launch_norm(cuda_stream s, void *y, const void *x, const struct norm_args *norm, int rows,
                  int n, size_t stride);

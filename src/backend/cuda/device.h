@@ -15,11 +15,12 @@ enum { STAGING_BYTES = 16 << 20, N_GEMM_CHOICES = 1024, CUDA_DEPTH = 2 };
 
 /* A launch that waits for the next op, which may become part of it (fuse.c). */
 struct held {
-    enum { HELD_NOTHING, HELD_NORM, HELD_LINEAR, HELD_EXPERTS } kind;
+    enum { HELD_NOTHING, HELD_POST_NORM, HELD_NORM, HELD_LINEAR, HELD_EXPERTS } kind;
     const void *add; /* HELD_NORM: what h has not had yet, or NULL; and whether there is a norm */
     float add_scale;
-    bool plain;
-    struct narrow_args a; /* HELD_NORM: h, norm and x_out, m, cols */
+    bool plain, has_post;
+    struct norm_args post; /* HELD_NORM: of `add`, if it has one */
+    struct narrow_args a;  /* HELD_NORM: h, norm and x_out, m, cols; HELD_POST_NORM: not h */
     struct moe_args moe;  /* HELD_EXPERTS: their last product and the sum */
 };
 
@@ -156,6 +157,8 @@ void graphs_fini(struct device *d);
 void fuse_flush(struct device *d); /* before anything else is launched */
 void fuse_add_norm(struct device *d, void *x, float *h, const void *add, float add_scale,
                    const struct norm *norm, int rows, int n);
+/* y = norm(y). */
+void fuse_post_norm(struct device *d, void *y, const struct norm *norm, int rows, int n);
 void fuse_linear(struct device *d, void *y, const struct weight *w, const void *x, int rows);
 /* y: f32 [rows, w->rows]; nothing follows that could be part of it. */
 void fuse_linear_f32(struct device *d, float *y, const struct weight *w, const void *x, int rows);

@@ -119,24 +119,30 @@ __device__ void code_row(bf16 *x, unsigned char *q, float *scale, const bf16 *ro
     }
 }
 
-/* One block a row: h += add * scale, then x = norm(h), or h itself; CODED: also as e4m3, by way of
- * shared memory. */
-template <bool CODED>
+/* One block a row: h += add * scale, then x = norm(h), or h itself. POST: add is normed before;
+ * CODED: x comes as e4m3 too, by way of shared memory. */
+template <bool POST, bool CODED>
 __global__ void __launch_bounds__(256)
-    add_norm_kernel(bf16 *x, float *h, const bf16 *add, float add_scale, norm_args k, bool plain,
-                    int n, struct coded coded)
+    add_norm_kernel(bf16 *x, float *h, const bf16 *add, float add_scale, norm_args post,
+                    norm_args k, bool plain, int n, struct coded coded)
 {
     extern __shared__ __align__(16) bf16 whole[];
-    row_norm row;
+    row_norm row, before;
     row.load_weights(k, n);
+    if (POST)
+        before.load_weights(post, n);
     begin();
     h += (size_t)blockIdx.x * n;
     bool taken = false;
     if (add) {
         add += (size_t)blockIdx.x * n;
-        taken = x && !plain && row.take_sum(h, add, add_scale, n);
+        taken = !POST && x && !plain && row.take_sum(h, add, add_scale, n);
     }
-    if (add && !taken)
+    if (POST)
+        before.run([&](int i) { return to_f(add[i]); },
+                   [&](int i, float v) { h[i] = __fmaf_rn(to_f(to_bf(v)), add_scale, h[i]); }, n,
+                   post);
+    else if (add && !taken)
 #pragma unroll 8
         for (int i = threadIdx.x; i < n; i += 256)
             h[i] = __fmaf_rn(to_f(add[i]), add_scale, h[i]);
@@ -160,14 +166,16 @@ __global__ void __launch_bounds__(256)
 }
 
 extern "C" void launch_add_norm(cuda_stream s, void *x, float *h, const void *add, float add_scale,
-                                const struct norm_args *norm, int rows, int n,
-                                const struct coded *coded)
+                                const struct norm_args *post, const struct norm_args *norm,
+                                int rows, int n, const struct coded *coded)
 {
     norm_args none = {};
     struct coded nowhere = {};
-    launch_after(s, coded ? add_norm_kernel<true> : add_norm_kernel<false>, dim3(rows), dim3(256),
-                 coded ? n * (int)sizeof(bf16) : 0, (bf16 *)x, h, (const bf16 *)add, add_scale,
-                 norm ? *norm : none, norm == NULL, n, coded ? *coded : nowhere);
+    auto kernel = post ? (coded ? add_norm_kernel<true, true> : add_norm_kernel<true, false>)
+                       : (coded ? add_norm_kernel<false, true> : add_norm_kernel<false, false>);
+    launch_after(s, kernel, dim3(rows), dim3(256), coded ? n * (int)sizeof(bf16) : 0, (bf16 *)x, h,
+                 (const bf16 *)add, add_scale, post ? *post : none, norm ? *norm : none,
+                 norm == NULL, n, coded ? *coded : nowhere);
 }
 
 /* One block a row; rows are x_stride values apart in x and in y. */

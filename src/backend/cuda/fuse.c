@@ -5,9 +5,10 @@
  * to be saved. So a norm or a product of our own is held back until the next op is known. norm +
  * product: the product norms its own input, or the norm writes e4m3 for an FP8 product. product +
  * gated activation: the product does it as it writes; with few rows also product + residual
- * addition (with many, the norm behind it adds for less), and so does a mixture of experts.
- * Anything else launches what is held first. A row or two become e4m3 in the FP8 product itself.
- * Bits are the same either way (narrow.cu, wide.cu, fp8_narrow.cu).
+ * addition (with many, the norm behind it adds for less), and so does a mixture of experts. A norm
+ * of what a layer adds, as Gemma has it, is part of the norm behind the addition. A row or two
+ * become e4m3 in the FP8 product itself. Anything else launches what is held first. Bits are the
+ * same either way (narrow.cu, wide.cu, fp8_narrow.cu).
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/device.h"
 
@@ -48,8 +49,17 @@ static void run_norm(struct device *d, const struct coded *coded)
     const struct held h = d->held;
     d->held.kind = HELD_NOTHING;
     launch_add_norm(d->stream, h.a.x_out, (float *)h.a.h, h.add, h.add_scale,
-                    h.plain ? NULL : &h.a.norm, h.a.m, h.a.cols, coded);
+                    h.has_post ? &h.post : NULL, h.plain ? NULL : &h.a.norm, h.a.m, h.a.cols,
+                    coded);
     cuda_note(d, "add_norm");
+}
+
+static void run_post_norm(struct device *d)
+{
+    const struct narrow_args a = d->held.a;
+    d->held.kind = HELD_NOTHING;
+    launch_norm(d->stream, a.x_out, a.x_out, &a.norm, a.m, a.cols, (size_t)a.cols);
+    cuda_note(d, "norm");
 }
 
 static void run_experts(struct device *d)
@@ -70,6 +80,8 @@ void fuse_flush(struct device *d)
         run_experts(d);
     if (held->kind == HELD_NORM)
         run_norm(d, NULL);
+    if (held->kind == HELD_POST_NORM)
+        run_post_norm(d);
 }
 
 /* x to d->coded, by the norm that makes it if that is held. */
@@ -168,6 +180,10 @@ void fuse_add_norm(struct device *d, void *x, float *h, const void *add, float a
         run_experts(d);
         add = NULL;
     }
+    const bool has_post = held->kind == HELD_POST_NORM && add && held->a.x_out == add;
+    const struct norm_args post = held->a.norm;
+    if (has_post)
+        held->kind = HELD_NOTHING;
     fuse_flush(d);
     if (!add && !x)
         return;
@@ -176,10 +192,19 @@ void fuse_add_norm(struct device *d, void *x, float *h, const void *add, float a
         .add = add,
         .add_scale = add_scale,
         .plain = !norm,
+        .has_post = has_post,
+        .post = post,
         .a = {.h = h, .x_out = x, .norm = k, .m = rows, .cols = n},
     };
     if (!x || (!d->fp8_cols && (add || !norm || rows > NARROW_NORM_MAX)))
         run_norm(d, NULL); /* nothing that follows could take it in */
+}
+
+void fuse_post_norm(struct device *d, void *y, const struct norm *norm, int rows, int n)
+{
+    fuse_flush(d);
+    d->held = (struct held){.kind = HELD_POST_NORM,
+                            .a = {.x_out = y, .norm = norm_args(norm), .m = rows, .cols = n}};
 }
 
 void fuse_act(struct device *d, void *y, const void *x, enum act_kind kind, bool gated, int rows,
