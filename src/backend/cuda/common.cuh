@@ -57,45 +57,41 @@ __device__ __forceinline__ float normed(float v, float mean, float factor, const
     return shifted(k.w ? __fmul_rn(v, k.w[i]) : v, k, i);
 }
 
-/* One row of n values by 256 threads: thread t owns elements t, t + 256, ... Loads of up to
- * ROW_IN_REGISTERS of them are under way at once, weights even before the row is there; sums go
- * over a thread's elements in order, then in the tree of block_sum. */
-static const int ROW_IN_REGISTERS = 20, SHORT_ROW = 16; /* what most models need */
+/* One row of n values by 256 threads: thread t owns elements t, t + 256, ... Loads of up to HELD of
+ * them are under way at once, weights even before the row is there; sums go over a thread's
+ * elements in order, then in the tree of block_sum. */
+static const int ROW_SHORT = 16, ROW_LONG = 20; /* up to 4,096 values, as most have; 5,120 */
 
-struct row_norm {
-    float v[ROW_IN_REGISTERS], w[ROW_IN_REGISTERS];
+template <int HELD> struct row_norm {
+    float v[HELD], w[HELD];
 
     /* f(j, i): value j of this thread's is the row's i-th, or beyond its end. */
-    template <class F> static __device__ __forceinline__ void each(int n, F f)
+    template <class F> static __device__ __forceinline__ void each(F f)
     {
 #pragma unroll
-        for (int j = 0; j < SHORT_ROW; j++)
+        for (int j = 0; j < HELD; j++)
             f(j, threadIdx.x + j * 256);
-        if (n > SHORT_ROW * 256)
-#pragma unroll
-            for (int j = SHORT_ROW; j < ROW_IN_REGISTERS; j++)
-                f(j, threadIdx.x + j * 256);
     }
 
     __device__ __forceinline__ void load_weights(const norm_args &k, int n)
     {
-        if (n > ROW_IN_REGISTERS * 256)
+        if (n > HELD * 256)
             return;
-        each(n, [&](int j, int i) { w[j] = k.w && i < n ? k.w[i] : 1.f; });
+        each([&](int j, int i) { w[j] = k.w && i < n ? k.w[i] : 1.f; });
     }
 
     /* h += add * scale, and that is the row; every load is under way before the first store.
      * false: it is too long. */
     __device__ __forceinline__ bool take_sum(float *h, const bf16 *add, float scale, int n)
     {
-        bf16 more[ROW_IN_REGISTERS];
-        if (n > ROW_IN_REGISTERS * 256)
+        bf16 more[HELD];
+        if (n > HELD * 256)
             return false;
-        each(n, [&](int j, int i) {
+        each([&](int j, int i) {
             v[j] = i < n ? h[i] : 0.f;
             more[j] = i < n ? add[i] : to_bf(0.f);
         });
-        each(n, [&](int j, int i) {
+        each([&](int j, int i) {
             v[j] = __fmaf_rn(to_f(more[j]), scale, v[j]);
             if (i < n)
                 h[i] = v[j];
@@ -108,13 +104,13 @@ struct row_norm {
     __device__ __forceinline__ void run(G get, P put, int n, const norm_args &k, bool taken = false)
     {
         __shared__ float scratch[32];
-        const bool held = n <= ROW_IN_REGISTERS * 256;
+        const bool held = n <= HELD * 256;
         float sum = 0, mean = 0;
         if (held && !taken)
-            each(n, [&](int j, int i) { v[j] = i < n ? get(i) : 0.f; });
+            each([&](int j, int i) { v[j] = i < n ? get(i) : 0.f; });
         if (!k.rms) {
             if (held)
-                each(n, [&](int j, int) { sum = __fadd_rn(sum, v[j]); }); /* beyond the end: 0 */
+                each([&](int j, int) { sum = __fadd_rn(sum, v[j]); }); /* beyond the end: 0 */
             else
                 for (int i = threadIdx.x; i < n; i += 256)
                     sum = __fadd_rn(sum, get(i));
@@ -122,7 +118,7 @@ struct row_norm {
         }
         sum = 0;
         if (held)
-            each(n, [&](int j, int i) {
+            each([&](int j, int i) {
                 float d = __fsub_rn(v[j], mean);
                 sum = i < n ? __fmaf_rn(d, d, sum) : sum;
             });
@@ -133,7 +129,7 @@ struct row_norm {
             }
         float factor = rsqrtf(block_sum<256>(sum, scratch) / n + k.eps);
         if (held)
-            each(n, [&](int j, int i) {
+            each([&](int j, int i) {
                 if (i < n)
                     put(i,
                         shifted(__fmul_rn(__fmul_rn(__fsub_rn(v[j], mean), factor), w[j]), k, i));

@@ -21,7 +21,7 @@ struct held {
     bool plain, has_post;
     struct norm_args post; /* HELD_NORM: of `add`, if it has one */
     struct narrow_args a;  /* HELD_NORM: h, norm and x_out, m, cols; HELD_POST_NORM: not h */
-    struct moe_args moe;  /* HELD_EXPERTS: their last product and the sum */
+    struct moe_args moe;   /* HELD_EXPERTS: their last product and the sum */
 };
 
 /* One of the steps that may be in flight: pinned memory, reused when the step was collected. */

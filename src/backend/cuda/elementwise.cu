@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(256)
                     norm_args k, bool plain, int n, struct coded coded)
 {
     extern __shared__ __align__(16) bf16 whole[];
-    row_norm row, before;
+    row_norm<ROW_LONG> row, before;
     row.load_weights(k, n);
     if (POST)
         before.load_weights(post, n);
@@ -182,7 +182,7 @@ extern "C" void launch_add_norm(cuda_stream s, void *x, float *h, const void *ad
 __global__ void __launch_bounds__(256)
     norm_kernel(bf16 *y, const bf16 *x, norm_args k, int n, size_t stride)
 {
-    row_norm row;
+    row_norm<ROW_LONG> row;
     row.load_weights(k, n);
     begin();
     x += blockIdx.x * stride;

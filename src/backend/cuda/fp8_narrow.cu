@@ -55,8 +55,8 @@ __device__ __forceinline__ void put8(unsigned char *row, int i, int m, uint2 cod
 
 /* Row r of the residual, normed, to `whole`, and by the first block to where others may read it;
  * then as codes. */
-__device__ float code_normed(unsigned char *q, bf16 *whole, const narrow_args &a, row_norm &row,
-                             int r)
+__device__ float code_normed(unsigned char *q, bf16 *whole, const narrow_args &a,
+                             row_norm<ROW_SHORT> &row, int r)
 {
     const float *h = a.h + (size_t)r * a.cols;
     bf16 *out = (bf16 *)a.x_out + (size_t)r * a.cols;
@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(THREADS, 1)
             ask<C>(a, &map, ring, sh, k, k);
     }
     few_output out;
-    row_norm row;
+    row_norm<ROW_SHORT> row;
     out.begin(a, a.gated ? C::N / 2 : C::N);
     if (a.h)
         row.load_weights(a.norm, a.cols);

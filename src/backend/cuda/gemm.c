@@ -4,10 +4,10 @@
  * contract): once for each shape and power-of-two class of rows, the fastest of its heuristic's
  * first few, and kept. They are tried on the product that is asked for: the heuristic counts on
  * split K, and its order without may be ten times off. Which one wins must not be seen but in time:
- * where a kernel of ours takes fewer rows of the same W, only those with its bits are taken, as some
- * walk a K that is no multiple of 16 otherwise. --fast-nondeterministic takes any, and those that
- * split K: then a row's bits depend on how many rows there are.
- * SPDX-License-Identifier: Apache-2.0 */
+ * where a kernel of ours takes fewer rows of the same W, only those with its bits are taken, as
+ * some walk a K that is no multiple of 16 otherwise. --fast-nondeterministic takes any, and those
+ * that split K: then a row's bits depend on how many rows there are. SPDX-License-Identifier:
+ * Apache-2.0 */
 #include "backend/cuda/device.h"
 
 #include "base/mem.h"
@@ -130,11 +130,10 @@ static bool bits_are_ours(struct device *d, const void *y, bool out_f32, const s
                                          .out_f32 = out_f32,
                                          .scale = 1});
     char *got = mem_alloc(2, bytes), *want = got + bytes;
-    bool same =
-        cudaMemcpyAsync(got, y, bytes, cudaMemcpyDeviceToHost, d->stream) == cudaSuccess &&
-        cudaMemcpyAsync(want, d->workspace, bytes, cudaMemcpyDeviceToHost, d->stream) ==
-            cudaSuccess &&
-        cudaStreamSynchronize(d->stream) == cudaSuccess && memcmp(got, want, bytes) == 0;
+    bool same = cudaMemcpyAsync(got, y, bytes, cudaMemcpyDeviceToHost, d->stream) == cudaSuccess &&
+                cudaMemcpyAsync(want, d->workspace, bytes, cudaMemcpyDeviceToHost, d->stream) ==
+                    cudaSuccess &&
+                cudaStreamSynchronize(d->stream) == cudaSuccess && memcmp(got, want, bytes) == 0;
     free(got);
     return same;
 }

@@ -22,10 +22,12 @@
 static const int WARPS = 7, STAGES_MAX = 32;    /* warps that multiply; one more asks */
 static const int BOX = ROW / (int)sizeof(bf16); /* columns of a box */
 
-/* NT: eights of rows of x. NORMED: x is made here and stays whole in shared memory. */
-template <int NT_, bool GATED_, bool NORMED_> struct narrow_config {
+/* NT: eights of rows of x. NORMED: x is made here and stays whole in shared memory; a thread holds
+ * so many of a row's values (0: it comes normed). */
+template <int NT_, bool GATED_, int NORMED_> struct narrow_config {
     static const int NT = NT_, X_BYTES = NORMED_ ? 0 : NT * 8 * ROW; /* of a box */
-    static const bool GATED = GATED_, NORMED = NORMED_;
+    static const bool GATED = GATED_, NORMED = NORMED_ > 0;
+    using norm = row_norm<NORMED ? NORMED_ : 1>;
     /* Of columns, in a stage: two where registers allow, for fewer barriers. */
     static const int BOXES = GATED ? 1 : 2, KS = BOXES * BOX, STEPS = KS / 16;
 };
@@ -122,7 +124,8 @@ template <class C> struct operands {
 };
 
 /* Row r of x, normed, to shared memory, and by the first block to where others may read it. */
-__device__ void norm_row(bf16 *to, int padded, const narrow_args &a, row_norm &row, int r)
+template <class N>
+__device__ void norm_row(bf16 *to, int padded, const narrow_args &a, N &row, int r)
 {
     const float *h = a.h + (size_t)r * a.cols;
     bf16 *out = (bf16 *)a.x_out + (size_t)r * a.cols;
@@ -270,7 +273,7 @@ __global__ void __launch_bounds__((WARPS + 1) * 32, C::NT == 1 ? 2 : 1)
     __syncthreads();
     const bool asks = warp == (C::NORMED ? WARPS : used) && threadIdx.x % 32 == 0;
     asker<C> in = {a, &w_map, &x_map, ring, b, n_stages};
-    row_norm row;
+    typename C::norm row;
     if (asks)
         in.begin();
     if (C::NORMED)
@@ -316,15 +319,21 @@ template <class C> static bool launch(cudaStream_t s, narrow_args a, int blocks,
     return true;
 }
 
+template <int NT, int NORMED>
+static bool launch_gated(cudaStream_t s, const narrow_args &a, int blocks, int n_sms)
+{
+    return a.gated ? launch<narrow_config<NT, true, NORMED>>(s, a, blocks, n_sms)
+                   : launch<narrow_config<NT, false, NORMED>>(s, a, blocks, n_sms);
+}
+
 template <int NT>
 static bool launch_kind(cudaStream_t s, const narrow_args &a, int blocks, int n_sms)
 {
     if constexpr (NT == 1)
         if (a.h)
-            return a.gated ? launch<narrow_config<1, true, true>>(s, a, blocks, n_sms)
-                           : launch<narrow_config<1, false, true>>(s, a, blocks, n_sms);
-    return a.gated ? launch<narrow_config<NT, true, false>>(s, a, blocks, n_sms)
-                   : launch<narrow_config<NT, false, false>>(s, a, blocks, n_sms);
+            return a.cols <= ROW_SHORT * 256 ? launch_gated<1, ROW_SHORT>(s, a, blocks, n_sms)
+                                             : launch_gated<1, ROW_LONG>(s, a, blocks, n_sms);
+    return launch_gated<NT, 0>(s, a, blocks, n_sms);
 }
 
 extern "C" bool launch_narrow(cuda_stream s, const struct narrow_args *args, int n_sms)
