@@ -14,10 +14,14 @@
 
 bool cuda_plain_launches;
 
+/* Some of cuBLASLt's kernels begin with what K leaves over from their steps, which adds up in
+ * another order: it gets only K without a rest. */
 bool product_takes(const struct device *d, const struct weight *w, int m)
 {
-    return d->is_hopper && ((w->format == W_BF16 && w->cols % 8 == 0 && m <= WIDE_BF16_MAX) ||
-                            (w->format == W_FP8 && w->cols % 16 == 0));
+    bool rest = w->cols % 64 != 0;
+    return d->is_hopper &&
+           ((w->format == W_BF16 && w->cols % 8 == 0 && (m <= WIDE_BF16_MAX || rest)) ||
+            (w->format == W_FP8 && w->cols % 16 == 0));
 }
 
 static bool is_narrow(const struct narrow_args *a)
