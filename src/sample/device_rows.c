@@ -77,8 +77,6 @@ static void put_lists(const struct seq_params *sp, int n_out, struct draw_row *r
 /* false: there are too many. */
 static bool put_mask(const struct sample_row *sr, struct draw_row *r, struct draw_rows *out)
 {
-    r->mask = -1;
-    r->forced = -1;
     if (sampler_is_forced(sr)) {
         r->forced = sr->forced;
     } else if (sr->mask) {
@@ -124,7 +122,7 @@ void sampler_describe(const struct batch *b, struct draw_rows *out)
         const struct sample_row *sr = &b->sample[i];
         while (b->q_start[s + 1] <= b->logit_row[sr->logit])
             s++;
-        struct draw_row own = {.logit = -1};
+        struct draw_row own = {.logit = -1, .mask = -1, .forced = -1};
         if (sr->seq->req->on_host || sr->seq->draft_prob || !put_mask(sr, &own, out)) {
             out->row[i] = own;
             out->n_host++;

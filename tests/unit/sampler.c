@@ -659,6 +659,52 @@ static int teardown(void **state)
     return 0;
 }
 
+/* What a device is told: a row that is left to the host has nothing that it would look up. */
+static void a_device_is_told_of_its_rows_alone(void **state)
+{
+    static const uint32_t mask[(VOCAB + 31) / 32] = {6};
+    struct fake host, free_, masked, forced;
+    struct bench t;
+    struct draw_row row[4];
+    int32_t words[4 * DRAW_WORDS_MAX];
+    const uint32_t *masks[1];
+    struct draw_rows out = {
+        .row = row, .word = words, .mask = masks, .cap_words = 4 * DRAW_WORDS_MAX, .cap_masks = 1};
+    struct fake *all[] = {&host, &free_, &masked, &forced};
+    (void)state;
+    bench_init(&t, SL_RAW_LOGPROBS);
+    for (int i = 0; i < 4; i++) {
+        fake_init(all[i], 1);
+        bench_add(&t, all[i], i);
+        t.b->q_start[i] = t.b->logit_row[i] = i;
+    }
+    t.b->q_start[4] = 4;
+    host.req.on_host = true;
+    for (int i = 2; i < 4; i++)
+        t.b->sample[i].mask = mask;
+    t.b->sample[2].forced = -1;
+    t.b->sample[3].forced = 2;
+    memset(row, 0x7f, sizeof row);
+    sampler_describe(t.b, &out);
+    assert_int_equal(out.n_host, 1);
+    assert_int_equal(out.n_masks, 1);
+    assert_ptr_equal(masks[0], mask);
+    static const int logit[] = {-1, 1, 2, 3}, has_mask[] = {-1, -1, 0, -1},
+                     only[] = {-1, -1, -1, 2};
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(row[i].logit, logit[i]);
+        assert_int_equal(row[i].mask, has_mask[i]);
+        assert_int_equal(row[i].forced, only[i]);
+    }
+    t.b->sample[1].mask = mask; /* one more than there is room for: the host's */
+    t.b->sample[1].forced = -1;
+    sampler_describe(t.b, &out);
+    assert_int_equal(out.n_host, 2);
+    assert_int_equal(row[2].logit, -1);
+    assert_int_equal(row[2].mask, -1);
+    bench_fini(&t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -677,6 +723,7 @@ int main(void)
         cmocka_unit_test(a_beams_row_gives_candidates),
         cmocka_unit_test(processed_logprobs_see_the_filters),
         cmocka_unit_test(prompt_logprobs_name_the_prompts_token),
+        cmocka_unit_test(a_device_is_told_of_its_rows_alone),
         cmocka_unit_test(a_warm_run_allocates_nothing),
         cmocka_unit_test(allocation_failures_are_reported),
     };
