@@ -5,10 +5,10 @@
  * and return; cuda_launched() turns a refused launch into SL_EDEVICE with the kernel's name.
  *
  * The order of sums. On Hopper, a bf16 product with f32 accumulation that walks K in steps of 16
- * into one accumulator gives the same bits through mma.sync, through wgmma, and through every
- * cuBLASLt kernel that does not split K: docs/determinism.md has the measurement, and tests/gpu
- * repeats it. So products and attention may choose their kernel by shape and the row contract
- * holds, as long as nothing splits K.
+ * into one accumulator gives the same bits through mma.sync, through wgmma, and through cuBLASLt
+ * kernels that do not split K, where K is a multiple of 64: docs/determinism.md has the
+ * measurement, and tests/gpu repeats it. So products and attention may choose their kernel by shape
+ * and the row contract holds, as long as nothing splits K.
  *
  * Thread: the engine thread.
  * SPDX-License-Identifier: Apache-2.0 */
