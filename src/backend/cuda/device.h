@@ -45,7 +45,7 @@ struct step_graph {
 /* The cuBLASLt kernel kept for one shape: chosen at first use. */
 struct gemm_choice {
     int rows, cols, m_class; /* m_class: rows of x, rounded up to a power of two */
-    bool out_f32;
+    bool out_f32, ours;      /* ours: no kernel of cuBLASLt's has the bits of our own product */
     cublasLtMatmulAlgo_t algo;
 };
 

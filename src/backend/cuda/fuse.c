@@ -15,7 +15,7 @@
 bool cuda_plain_launches;
 
 /* Some of cuBLASLt's kernels begin with what K leaves over from their steps, which adds up in
- * another order: it gets only K without a rest. */
+ * another order: where these products run it gets only K without a rest. */
 bool product_takes(const struct device *d, const struct weight *w, int m)
 {
     bool rest = w->cols % 64 != 0;

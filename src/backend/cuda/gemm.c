@@ -4,10 +4,10 @@
  * contract): once for each shape and power-of-two class of rows, the fastest of its heuristic's
  * first few, and kept. They are tried on the product that is asked for: the heuristic counts on
  * split K, and its order without may be ten times off. Which one wins must not be seen but in time:
- * where a kernel of ours takes fewer rows of the same W, only those with its bits are taken, as
- * some walk a K that is no multiple of 16 otherwise. --fast-nondeterministic takes any, and those
- * that split K: then a row's bits depend on how many rows there are. SPDX-License-Identifier:
- * Apache-2.0 */
+ * where our own product takes fewer rows of the same W, only those with its bits are taken, and if
+ * there is none our own takes them all. --fast-nondeterministic takes any, and those that split K:
+ * then a row's bits depend on how many rows there are.
+ * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/device.h"
 
 #include "base/mem.h"
@@ -112,6 +112,19 @@ static float try_out(struct device *d, const struct layouts *l, const cublasLtMa
     return ms;
 }
 
+static void run_ours(struct device *d, void *y, bool out_f32, const struct weight *w, const void *x,
+                     int m)
+{
+    product_run(d, &(struct narrow_args){.w = w->data,
+                                         .rows = w->rows,
+                                         .cols = w->cols,
+                                         .x = x,
+                                         .m = m,
+                                         .y = y,
+                                         .out_f32 = out_f32,
+                                         .scale = 1});
+}
+
 /* y is what a kernel made of x: are its first rows those of our own product? */
 static bool bits_are_ours(struct device *d, const void *y, bool out_f32, const struct weight *w,
                           const void *x, int m)
@@ -121,15 +134,10 @@ static bool bits_are_ours(struct device *d, const void *y, bool out_f32, const s
                  bytes = (size_t)rows * row;
     if (!product_takes(d, w, rows) || bytes > WORKSPACE_BYTES)
         return true; /* nothing to compare with */
-    product_run(d, &(struct narrow_args){.w = w->data,
-                                         .rows = w->rows,
-                                         .cols = w->cols,
-                                         .x = x,
-                                         .m = rows,
-                                         .y = d->workspace,
-                                         .out_f32 = out_f32,
-                                         .scale = 1});
     char *got = mem_alloc(2, bytes), *want = got + bytes;
+    if (!got)
+        return false;
+    run_ours(d, d->workspace, out_f32, w, x, rows);
     bool same = cudaMemcpyAsync(got, y, bytes, cudaMemcpyDeviceToHost, d->stream) == cudaSuccess &&
                 cudaMemcpyAsync(want, d->workspace, bytes, cudaMemcpyDeviceToHost, d->stream) ==
                     cudaSuccess &&
@@ -141,7 +149,7 @@ static bool bits_are_ours(struct device *d, const void *y, bool out_f32, const s
 /* l is of m rows, `of_class` of the class's. */
 static enum sl_status choose(struct device *d, const struct layouts *of_class, int m,
                              const struct layouts *l, void *y, bool out_f32, const struct weight *w,
-                             const void *x, cublasLtMatmulAlgo_t *algo, struct sl_err *err)
+                             const void *x, struct gemm_choice *c, struct sl_err *err)
 {
     enum { N = 32 };
     cublasLtMatmulHeuristicResult_t found[N];
@@ -169,13 +177,14 @@ static enum sl_status choose(struct device *d, const struct layouts *of_class, i
             continue;
         if (ms < best) {
             best = ms;
-            *algo = found[i].algo;
+            c->algo = found[i].algo;
         }
         n_tried++;
     }
-    if (n_tried)
+    c->ours = n_tried == 0 && product_takes(d, w, 1);
+    if (n_tried || c->ours)
         return SL_OK;
-    return SL_FAIL(err, SL_EDEVICE, "cuBLASLt has no kernel for this product in our order of sums");
+    return SL_FAIL(err, SL_EDEVICE, "cuBLASLt has no kernel for this product that keeps K whole");
 }
 
 /* Below 64 rows the heuristic offers nothing fast without split K; its choices for 64 run there. */
@@ -187,16 +196,16 @@ static int class_of(int m)
     return c;
 }
 
-static const cublasLtMatmulAlgo_t *choice_for(struct device *d, const struct layouts *of_m,
-                                              bool out_f32, void *y, const struct weight *w,
-                                              const void *x, int m, struct sl_err *err)
+static const struct gemm_choice *choice_for(struct device *d, const struct layouts *of_m,
+                                            bool out_f32, void *y, const struct weight *w,
+                                            const void *x, int m, struct sl_err *err)
 {
     int m_class = class_of(m);
     for (int i = 0; i < d->n_choices; i++) {
         const struct gemm_choice *c = &d->choice[i];
         if (c->rows == w->rows && c->cols == w->cols && c->m_class == m_class &&
             c->out_f32 == out_f32)
-            return &c->algo;
+            return c;
     }
     if (d->n_choices == N_GEMM_CHOICES)
         d->n_choices = 0; /* more shapes than any model has: start over */
@@ -206,12 +215,12 @@ static const cublasLtMatmulAlgo_t *choice_for(struct device *d, const struct lay
     struct layouts l;
     enum sl_status st = layouts_init(&l, out_f32, w, m_class, err);
     if (st == SL_OK)
-        st = choose(d, &l, m, of_m, y, out_f32, w, x, &c->algo, err);
+        st = choose(d, &l, m, of_m, y, out_f32, w, x, c, err);
     layouts_fini(&l);
     if (st)
         return NULL;
     d->n_choices++;
-    return &c->algo;
+    return c;
 }
 
 static enum sl_status lt_run(struct device *d, void *y, bool out_f32, const struct weight *w,
@@ -220,12 +229,14 @@ static enum sl_status lt_run(struct device *d, void *y, bool out_f32, const stru
     const float one = 1, zero = 0;
     struct layouts l;
     enum sl_status st = layouts_init(&l, out_f32, w, m, err);
-    const cublasLtMatmulAlgo_t *algo = NULL;
-    if (st == SL_OK && !(algo = choice_for(d, &l, out_f32, y, w, x, m, err)))
+    const struct gemm_choice *c = NULL;
+    if (st == SL_OK && !(c = choice_for(d, &l, out_f32, y, w, x, m, err)))
         st = SL_EDEVICE;
-    if (st == SL_OK)
+    if (st == SL_OK && c->ours)
+        run_ours(d, y, out_f32, w, x, m);
+    else if (st == SL_OK)
         st = lt_check(cublasLtMatmul(d->lt, l.op, &one, w->data, l.w, x, l.x, &zero, y, l.y, y, l.y,
-                                     algo, d->workspace, WORKSPACE_BYTES, d->stream),
+                                     &c->algo, d->workspace, WORKSPACE_BYTES, d->stream),
                       "a product", err);
     layouts_fini(&l);
     return st;
