@@ -169,6 +169,7 @@ static void want(struct sched *s, int threshold)
     for (int i = 0; i < s->n_entries; i++) {
         struct sequence *q = s->entry[i];
         q->n_draft_wanted = 0;
+        q->draft_prob = NULL;
         if (threshold == DRAFT_NONE || !decodes(q))
             continue;
         int most = room(s, q), level = draft_level(acceptance(s, q));

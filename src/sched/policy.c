@@ -163,11 +163,12 @@ static int prefill_share(const struct sched *s)
     return n > 1 ? ceil_div(s->n_left, n) : 0;
 }
 
-/* Somebody's next token comes from this step or, where steps wait for each other, from the next. */
+/* Somebody's next token comes from this step or, where steps wait for each other, from the next;
+ * the last one of those that have nothing left to compute is in flight. */
 static bool anybody_decodes(const struct sched *s)
 {
     const struct sequence *q = s->running.head;
-    while (q && q->n_computed < q->n_prompt)
+    while (q && (q->n_computed < q->n_prompt || (seq_todo(q) <= 0 && q->n_draft == 0)))
         q = q->next;
     return q != NULL;
 }

@@ -159,6 +159,37 @@ static void chunks_beside_decodes_are_small(void **state)
     hand_fini(&h);
 }
 
+static void who_has_nothing_left_to_compute_does_not_decode(void **state)
+{
+    (void)state;
+    struct sched_config cfg = world_config();
+    cfg.depth = 2;
+    cfg.max_num_batched_tokens = 2048;
+    cfg.max_model_len = 4096;
+    cfg.layout.n_blocks = 4096;
+    struct hand h;
+    hand_init(&h, &cfg);
+    struct batch *first = h.b, *second;
+    assert_int_equal(batch_create(&second, &first->limits, NULL), SL_OK);
+    struct rec *a = world_add(&h.w, 900, 1);
+    assert_true(hand_plan(&h));
+    assert_int_equal(rows_of(&h, a, 0), 900);
+    struct rec *b = world_add(&h.w, 3000, 2);
+    h.b = second;
+    assert_true(hand_plan(&h)); /* a's only token is in flight */
+    assert_int_equal(rows_of(&h, b, 0), 2048);
+    h.b = first;
+    hand_update(&h);
+    h.b = second;
+    hand_update(&h);
+    while (hand_step(&h))
+        ;
+    assert_int_equal(a->n_out[0], 1);
+    assert_int_equal(b->n_out[0], 2);
+    batch_destroy(&first);
+    hand_fini(&h);
+}
+
 static void several_prompts_share_the_budget(void **state)
 {
     (void)state;
@@ -894,6 +925,7 @@ int main(void)
         cmocka_unit_test(a_prompt_then_tokens),
         cmocka_unit_test(decodes_come_first_and_chunks_fill),
         cmocka_unit_test(chunks_beside_decodes_are_small),
+        cmocka_unit_test(who_has_nothing_left_to_compute_does_not_decode),
         cmocka_unit_test(several_prompts_share_the_budget),
         cmocka_unit_test(long_prompts_are_cut_at_the_threshold),
         cmocka_unit_test(prefill_first_never_mixes),
