@@ -180,6 +180,8 @@ void jb_fill(struct jbuild *b, const char *p, size_t n, size_t times)
     size_t bytes;
     if (__builtin_mul_overflow(n, times, &bytes))
         bytes = SIZE_MAX / 4;
+    if (!bytes)
+        return;
     jstep_bytes(b->rt, bytes);
     char *to = jb_room(b, bytes);
     for (size_t i = 0; i < bytes; i += n)
