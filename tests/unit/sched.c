@@ -131,13 +131,20 @@ static void decodes_come_first_and_chunks_fill(void **state)
     hand_fini(&h);
 }
 
-static void chunks_beside_decodes_are_small(void **state)
+/* Steps and a cache for prompts of thousands. */
+static struct sched_config long_prompts_config(void)
 {
-    (void)state;
     struct sched_config cfg = world_config();
     cfg.max_num_batched_tokens = 2048;
     cfg.max_model_len = 4096;
     cfg.layout.n_blocks = 4096;
+    return cfg;
+}
+
+static void chunks_beside_decodes_are_small(void **state)
+{
+    (void)state;
+    struct sched_config cfg = long_prompts_config();
     struct hand h;
     hand_init(&h, &cfg);
     struct rec *a = world_add(&h.w, 900, 2);
@@ -162,11 +169,8 @@ static void chunks_beside_decodes_are_small(void **state)
 static void who_has_nothing_left_to_compute_does_not_decode(void **state)
 {
     (void)state;
-    struct sched_config cfg = world_config();
+    struct sched_config cfg = long_prompts_config();
     cfg.depth = 2;
-    cfg.max_num_batched_tokens = 2048;
-    cfg.max_model_len = 4096;
-    cfg.layout.n_blocks = 4096;
     struct hand h;
     hand_init(&h, &cfg);
     struct batch *first = h.b, *second;
