@@ -122,8 +122,7 @@ __device__ __forceinline__ void give_back(hopper_barriers *b, ring_place<ITEMS> 
     at.next();
 }
 
-/* ---- the warps that ask for queries, keys and values -------------------------------------------
- */
+/* ---- the warps that ask for queries, keys and values ----------------------------------------- */
 
 template <int HD> struct asker {
     typedef hopper_config<HD> C;
@@ -234,8 +233,7 @@ template <int HD> struct asker {
     }
 };
 
-/* ---- the warpgroups that multiply -------------------------------------------------------------
- */
+/* ---- the warpgroups that multiply ------------------------------------------------------------ */
 
 template <int HD> struct multiplier {
     typedef hopper_config<HD> C;
@@ -490,8 +488,7 @@ template <int HD> struct multiplier {
     }
 };
 
-/* ---- the block --------------------------------------------------------------------------------
- */
+/* ---- the block ------------------------------------------------------------------------------- */
 
 /* Looks items up ahead of those who need them: one lane. The last ticket sets the counter back. */
 __device__ void hand_out(hopper_barriers *b, const step_arrays &a, const attn_shape &shape,

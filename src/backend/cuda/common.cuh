@@ -57,11 +57,11 @@ __device__ __forceinline__ float normed(float v, float mean, float factor, const
     return shifted(k.w ? __fmul_rn(v, k.w[i]) : v, k, i);
 }
 
+static const int ROW_SHORT = 16, ROW_LONG = 20; /* up to 4,096 values, as most have; 5,120 */
+
 /* One row of n values by 256 threads: thread t owns elements t, t + 256, ... Loads of up to HELD of
  * them are under way at once, weights even before the row is there; sums go over a thread's
  * elements in order, then in the tree of block_sum. */
-static const int ROW_SHORT = 16, ROW_LONG = 20; /* up to 4,096 values, as most have; 5,120 */
-
 template <int HELD> struct row_norm {
     float v[HELD], w[HELD];
 
@@ -155,6 +155,25 @@ __device__ __forceinline__ float activate(int kind, float x)
     default:
         return x > 0 || isnan(x) ? x * x : 0;
     }
+}
+
+/* What a product of few rows that is not gated does with v, one output: W's row `row`, at `at` of y.
+ * old() is the residual there. */
+template <class R>
+__device__ __forceinline__ void put_value(const narrow_args &a, int row, size_t at, float v, R old)
+{
+    if (a.out_f32) {
+        v = (v + (a.bias ? a.bias[row] : 0.f)) * a.scale;
+        ((float *)a.y)[at] = a.softcap != 0 ? a.softcap * tanhf(v / a.softcap) : v;
+        return;
+    }
+    bf16 y = to_bf(v);
+    if (a.bias)
+        y = to_bf(to_f(y) + a.bias[row]);
+    if (a.residual)
+        a.residual[at] = __fmaf_rn(to_f(y), a.add_scale, old());
+    else
+        ((bf16 *)a.y)[at] = y;
 }
 
 /* Programmatic dependent launch: a kernel launched with launch_after() may start while the one

@@ -477,11 +477,11 @@ static void cuda_residual(struct device *d, float *h, const void *x, int rows, i
 static void cuda_norm(struct device *d, void *y, const void *x, const struct norm *norm, int rows,
                       int n)
 {
-    struct norm_args k = norm_args(norm);
     if (y == x) {
         fuse_post_norm(d, y, norm, rows, n);
         return;
     }
+    struct norm_args k = norm_args(norm);
     fuse_flush(d);
     launch_norm(d->stream, y, x, &k, rows, n, (size_t)n);
     cuda_note(d, "norm");

@@ -159,18 +159,7 @@ struct few_output {
             ((bf16 *)a.y)[at] = to_bf(activate(a.act, to_f(to_bf(v))) * to_f(to_bf(u)));
             return;
         }
-        if (a.out_f32) {
-            v = (v + (a.bias ? a.bias[col] : 0.f)) * a.scale;
-            ((float *)a.y)[at] = a.softcap != 0 ? a.softcap * tanhf(v / a.softcap) : v;
-            return;
-        }
-        bf16 y = to_bf(v);
-        if (a.bias)
-            y = to_bf(to_f(y) + a.bias[col]);
-        if (a.residual)
-            a.residual[at] = __fmaf_rn(to_f(y), a.add_scale, old[r]);
-        else
-            ((bf16 *)a.y)[at] = y;
+        put_value(a, col, at, v, [&] { return old[r]; });
     }
 };
 

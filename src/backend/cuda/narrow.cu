@@ -151,19 +151,8 @@ __device__ __forceinline__ void put(const narrow_args &a, int row, int tok, floa
         ((bf16 *)a.y)[(size_t)tok * (a.rows / 2) + row] = to_bf(activate(a.act, g) * u);
         return;
     }
-    size_t at = (size_t)tok * a.rows + row;
-    if (a.out_f32) {
-        v = (v + (a.bias ? a.bias[row] : 0.f)) * a.scale;
-        ((float *)a.y)[at] = a.softcap != 0 ? a.softcap * tanhf(v / a.softcap) : v;
-        return;
-    }
-    bf16 y = to_bf(v);
-    if (a.bias)
-        y = to_bf(to_f(y) + a.bias[row]);
-    if (a.residual)
-        a.residual[at] = __fmaf_rn(to_f(y), a.add_scale, a.residual[at]);
-    else
-        ((bf16 *)a.y)[at] = y;
+    const size_t at = (size_t)tok * a.rows + row;
+    put_value(a, row, at, v, [&] { return a.residual[at]; });
 }
 
 /* One warp's sixteen rows, all columns. */
